@@ -1,0 +1,1 @@
+"How pages become tests and a site; no part of the package."

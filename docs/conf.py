@@ -1,0 +1,41 @@
+"Sphinx settings, read from `_quarto.yml`; `docs.site` writes the pages that they apply to."
+import re
+import yaml
+from docutils.utils.math import latex2mathml
+from docs.pages import root, settings
+
+quarto = yaml.safe_load((root/'_quarto.yml').read_text())
+website = quarto['website']
+project = html_title = website['title']
+author, copyright = settings['author'], settings['copyright']
+extensions = ['myst_nb']
+exclude_patterns = ['_quarto.yml']
+nb_execution_mode = 'off'
+nb_merge_streams = True
+nb_mime_priority_overrides = [('html', 'text/html', 0)]
+myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'attrs_inline']
+myst_all_links_external = True
+suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type']
+html_theme = 'furo'
+html_static_path = ['../_build/static']
+html_css_files = quarto['format']['html']['css']
+html_js_files = [(o, {'defer': ''}) for o in re.findall(r'<script src="(.+?)"', quarto['format']['html']['include-in-header'][0]['text'])]
+html_theme_options = dict(top_of_page_buttons=[], footer_icons=[dict(name='Source', url=website['repo-url'], html='Source', **{'class': ''})])
+html_favicon = f"../_build/static/{website['favicon']}"
+html_use_index = html_show_sphinx = html_copy_source = html_show_sourcelink = False
+
+def mathml(tex, **kwargs): return latex2mathml.tex2mathml(re.sub(r'\\([bB]igg?)(?![a-zA-Z])', r'\\\1l', tex), **kwargs)
+
+def inline_math(self, node):
+    self.body.append(mathml(node.astext()))
+    raise SkipNode
+
+def block_math(self, node):
+    self.body.append(f'<div class="math">{mathml(node.astext(), as_block=True)}</div>')
+    raise SkipNode
+
+from docutils.nodes import SkipNode
+def setup(app):
+    "Formulas become MathML while the site is built, so that they need no script to be read."
+    app.add_html_math_renderer('mathml', (inline_math, None), (block_math, None))
+html_math_renderer = 'mathml'

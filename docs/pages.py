@@ -1,0 +1,203 @@
+"Run the pages of `nbs/`, compare their outputs with the saved ones, and write README.md."
+import argparse, base64, fnmatch, hashlib, json, os, re, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+from bs4 import BeautifulSoup
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+root = Path(__file__).resolve().parent.parent
+nbs, built = root/'nbs', root/'_build'/'pages'
+settings = ConfigParser(delimiters='=')
+settings.read(root/'settings.ini')
+settings = settings['DEFAULT']
+PLOTLY = 'application/vnd.plotly.v1+json'
+
+def names(*globs):
+    "The pages whose name matches one of `globs` (every page if there is none), in order."
+    found = sorted(o.stem for o in nbs.glob('*.ipynb'))
+    return [o for o in found if not globs or any(fnmatch.fnmatch(o, g.removesuffix('.ipynb')) for g in globs)]
+
+def read(page): return nbformat.read(nbs/f'{page}.ipynb', 4)
+
+def directives(cell):
+    "The `#| name: value` lines at the head of a code cell, as a dict."
+    lines = re.match(r'(?:\s*#\s*\|.*\n?)*', cell.source)[0].splitlines() if cell.cell_type == 'code' else []
+    return {k: v.strip() for k,_,v in (o.split('|', 1)[1].strip().replace(':', ' ', 1).partition(' ') for o in lines)}
+
+def skipped(cell, flags=()):
+    "Is `cell` left out of a run that asked for `flags`?"
+    d = directives(cell)
+    return d.get('eval') == 'false' or bool(set(settings['tst_flags'].split()) - set(flags) & set(d))
+
+def key(nb, flags=()):
+    "What a run depends on: the page's code, the package and the model asked for."
+    h = hashlib.sha256(json.dumps([[c.source for c in nb.cells], sorted(flags), os.getenv('MAMBA_INTERP_MODEL', '')]).encode())
+    for f in sorted((root/settings['lib_path']).rglob('*')):
+        if f.is_file() and '__pycache__' not in f.parts: h.update(f.read_bytes())
+    return h.hexdigest()
+
+def kernel_env(threads=1):
+    "The environment of a page's kernel: offline unless a hub model was asked for, figures saved as data."
+    model = os.getenv('MAMBA_INTERP_MODEL', '')
+    offline = {} if '/' in model and not Path(model).exists() else dict(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')
+    return dict(os.environ, OMP_NUM_THREADS=str(threads), PLOTLY_RENDERER='plotly_mimetype', JUPYTER_PREFER_ENV_PATH='1',
+                TQDM_DISABLE='1', **({} if os.getenv('HF_HUB_OFFLINE') else offline))
+
+def run(page, flags=(), threads=1, timeout=1800):
+    "Execute `page` in a clean kernel, from top to bottom, into `_build/pages`; cells with a flag not in `flags` keep their outputs."
+    nb, start = read(page), time.time()
+    source = key(nb, flags)
+    for c in nb.cells:
+        if skipped(c, flags): c.metadata['tags'] = ['skip-execution']
+    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(nbs))), record_timing=False)
+    try: client.execute(env=kernel_env(threads))
+    except CellExecutionError as e:
+        bad = next(i for i,c in enumerate(nb.cells) if any(o.output_type == 'error' for o in c.get('outputs', [])))
+        raise RuntimeError(f'{page}, cell {bad} ({nb.cells[bad].id}):\n{e}') from None
+    for c in nb.cells: c.metadata.pop('tags', None)
+    nb.metadata['run'] = dict(key=source, seconds=round(time.time()-start, 1))
+    built.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, built/f'{page}.ipynb')
+    return nb
+
+def latest(page, flags=()):
+    "The executed copy of `page` if its code, the package and the model are still the same, or else None."
+    try: nb = nbformat.read(built/f'{page}.ipynb', 4)
+    except (OSError, nbformat.reader.NotJSONError): return None
+    return nb if nb.metadata.get('run', {}).get('key') == key(read(page), flags) else None
+
+def save(page, nb):
+    "Write the outputs of the executed `nb` into `nbs/`, clean: no counts, no progress bars, no tool's metadata."
+    for c in nb.cells:
+        if c.cell_type != 'code': continue
+        c.execution_count = None
+        c.outputs = [o for o in c.outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+        for o in c.outputs:
+            if 'execution_count' in o: o.execution_count = None
+    nb.metadata = {'kernelspec': dict(display_name='python3', language='python', name='python3')}
+    (nbs/f'{page}.ipynb').write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)+'\n')
+
+# --- comparing outputs -----------------------------------------------------------------------------------------
+
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+number = re.compile(r'(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?(?![\w])|(?<![\w.])nan\b|(?<![\w.])[-+]?inf\b', re.I)
+ids = re.compile(r'0x[0-9a-f]{6,}|circuits-vis-[0-9a-f-]+|\bT_[0-9a-f]{5}')
+
+def shown(output):
+    "What a reader sees of one output, as text; '' for what carries no numbers of ours (stderr, pictures, widgets)."
+    if output.output_type == 'stream': return output.text if output.name == 'stdout' else ''
+    data = output.get('data', {})
+    if WIDGET in data or PLOTLY in data: return ''
+    if 'text/html' in data:
+        soup = BeautifulSoup(data['text/html'], 'html.parser')
+        for o in soup(['style', 'script']): o.decompose()
+        return ' '.join([soup.get_text(' '), *(o['title'] for o in soup(title=True))])
+    return data.get('text/markdown', data.get('text/plain', ''))
+
+def differ(a, b, unit=0.):
+    "Do two numbers differ by more than rounding: 1 in 1,000, one `unit` of the last printed place (if that is under 2 %), or 1e-6?"
+    if not np.isfinite([a, b]).all(): return str(a) != str(b)
+    size = max(abs(a), abs(b))
+    return abs(a-b) > max(1e-3*size, min(1.01*unit, .02*size), 1e-6)
+
+def unit(s):
+    "One unit of the last place of a printed number: 0.01 for '3.14', 1e-5 for '1.2e-4'."
+    digits, _, exponent = s.lower().partition('e')
+    return 10.**(int(exponent or 0) - len(digits.partition('.')[2])) if '.' in digits or exponent else 0.
+
+def text_difference(old, new):
+    "The first difference between two texts, beyond spacing, memory addresses and the last place of a number, or None."
+    old, new = (' '.join(ids.sub('id', o).split()) for o in (old, new))
+    if number.sub('#', old) != number.sub('#', new): return f'saved {old[:300]!r}, now {new[:300]!r}'
+    for a,b in zip(number.findall(old), number.findall(new)):
+        if a != b and differ(float(a.replace(',', '')), float(b.replace(',', '')), max(unit(a), unit(b))): return f'saved {a}, now {b} in {new[:300]!r}'
+
+def plain(o):
+    "A plotly figure's JSON with its packed arrays as lists of numbers."
+    if isinstance(o, dict):
+        if set(o) >= {'dtype', 'bdata'}: return np.frombuffer(base64.b64decode(o['bdata']), np.dtype(o['dtype'])).tolist()
+        return {k: plain(v) for k,v in o.items()}
+    return [plain(v) for v in o] if isinstance(o, list) else o
+
+def is_number(o): return isinstance(o, (int, float)) and not isinstance(o, bool)
+
+def figure_difference(old, new, at='figure'):
+    "The first difference between two figures' data, or None; numbers in a list are judged on the scale of the list."
+    if type(old) is not type(new) and not (is_number(old) and is_number(new)): return f'{at}: saved {str(old)[:200]}, now {str(new)[:200]}'
+    if isinstance(old, dict):
+        if old.keys() != new.keys(): return f'{at}: saved keys {sorted(old)}, now {sorted(new)}'
+        return next(filter(None, (figure_difference(old[k], new[k], f'{at}.{k}') for k in old)), None)
+    if isinstance(old, list):
+        if len(old) != len(new): return f'{at}: saved {len(old)} values, now {len(new)}'
+        if not all(map(is_number, old+new)): return next(filter(None, (figure_difference(a, b, f'{at}[{i}]') for i,(a,b) in enumerate(zip(old, new)))), None)
+        noise = 1e-3*max((abs(o) for o in old if np.isfinite(o)), default=0.)
+        return next((f'{at}[{i}]: saved {a}, now {b}' for i,(a,b) in enumerate(zip(old, new)) if differ(a, b) and not abs(a-b) <= noise), None)
+    if is_number(old): return f'{at}: saved {old}, now {new}' if differ(old, new) else None
+    return text_difference(str(old), str(new)) and f'{at}: saved {old!r}, now {new!r}'
+
+def cell_difference(old, new):
+    "The first difference between a cell's saved outputs and its new ones, or None."
+    texts = [' '.join(map(shown, c.outputs)) for c in (old, new)]
+    figures = [[plain({k: v for k,v in o.data[PLOTLY].items() if k in ('data', 'layout')}) for o in c.outputs if PLOTLY in o.get('data', {})] for c in (old, new)]
+    pictures = [sum(k.startswith('image/') for o in c.outputs for k in o.get('data', {})) for c in (old, new)]
+    return text_difference(*texts) or figure_difference(*figures) or (f'saved {pictures[0]} pictures, now {pictures[1]}' if pictures[0] != pictures[1] else None)
+
+def differences(old, new, flags=()):
+    "One line for each code cell whose saved outputs are not what the run gave; `#| varies` cells and skipped ones are left out."
+    pairs = [(i, a, b) for i,(a,b) in enumerate(zip(old.cells, new.cells)) if a.cell_type == 'code' and 'varies' not in directives(a) and not skipped(a, flags)]
+    return [f'cell {i} ({a.id}): {d}' for i,a,b in pairs if (d := cell_difference(a, b))]
+
+# --- README and command line -------------------------------------------------------------------------------------
+
+def readme():
+    "README.md as the text of `nbs/index.ipynb`: hidden cells left out, names in backticks linked to the site."
+    from nbconvert import MarkdownExporter
+    from nbdev.processors import FilterDefaults
+    from execnb.nbio import read_nb
+    nb = read_nb(nbs/'index.ipynb')
+    FilterDefaults()(nb)
+    head, cells = nb.frontmatter_, []
+    for c in nb.cells:
+        if c.cell_type == 'raw': continue
+        c = {k: v for k,v in c.items() if k in ('cell_type', 'id', 'metadata', 'outputs', 'source', 'execution_count')}
+        if c['cell_type'] == 'code':
+            d = directives(nbformat.from_dict(c))
+            c['source'] = '' if d.get('echo') == 'false' else re.sub(r'^(#\s*\|.*\n?)+', '', c['source'])
+            c['outputs'] = [o for o in c.get('outputs', []) if PLOTLY not in o.get('data', {})]
+        cells.append(c)
+    body, _ = MarkdownExporter().from_notebook_node(nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    text = f"# {head['title']}\n\n> {head['description']}\n\n{body}"
+    return re.sub(r'\n{3,}', '\n\n', re.sub(r'(?m)[ \t]+$', '', text)).strip()+'\n'
+
+def run_all(pages, flags=(), after=None, **kwargs):
+    "Run `pages` side by side, one core each, longest known first; calls `after(page, nb)`; returns the errors as text."
+    workers = max(1, min(len(pages), os.cpu_count()))
+    def one(page):
+        print(f'{page}: running', flush=True)
+        try: nb = run(page, flags, threads=max(1, os.cpu_count()//workers), **kwargs)
+        except Exception as e: return f'{page} failed: {e}'
+        print(f"{page}: done in {nb.metadata['run']['seconds']} s", flush=True)
+        if after: after(page, nb)
+    with ThreadPoolExecutor(workers) as pool: return list(filter(None, pool.map(one, pages)))
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('command', choices=['run', 'readme'])
+    p.add_argument('pages', nargs='*', help='names or globs; all if none is given')
+    p.add_argument('--flags', default='', help=f"run flagged cells too: {settings['tst_flags']}")
+    p.add_argument('--save', action='store_true', help='save the outputs in nbs/')
+    p.add_argument('--stale', action='store_true', help='only pages that changed since they were last run')
+    a = p.parse_args()
+    if a.command == 'readme': return (root/'README.md').write_text(readme())
+    flags, pages = a.flags.split(), names(*a.pages)
+    if not pages: sys.exit(f"no page matches {' '.join(a.pages)}; there are {', '.join(names())}")
+    if a.stale: pages = [o for o in pages if not latest(o, flags)]
+    errors = run_all(pages, flags, save if a.save else None)
+    sys.exit('\n'.join(errors) or None)
+
+if __name__ == '__main__': main()

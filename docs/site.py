@@ -1,0 +1,176 @@
+"Build `_site/` as `_quarto.yml` describes it, from the executed pages: with Quarto where it is installed, otherwise with Sphinx."
+import ast, inspect, re, shutil, subprocess, sys, textwrap, tokenize
+from fnmatch import fnmatch
+from importlib import import_module
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+
+import yaml
+from execnb.nbio import mk_cell, read_nb, write_nb
+from fastcore.xtras import dict2obj, obj2dict
+from fastcore.docments import docments
+from nbdev.doclinks import NbdevLookup
+from nbdev.frontmatter import _fm2dict
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, exec_show_docs
+from nbdev.showdoc import BasicMarkdownRenderer
+from docs import pages
+from docs.pages import PLOTLY, WIDGET, root, settings
+from mamba_interp.figures import Figure, site_assets
+
+staged, sphinx, static, site = (root/o for o in ('_build/staged', '_build/sphinx', '_build/static', '_site'))
+quarto = yaml.safe_load((root/'_quarto.yml').read_text())
+
+# --- API entries -------------------------------------------------------------------------------------------------
+
+def arguments(sym):
+    "What a function or class takes, as its source says it: (name, type, default, comment) per argument, then per return value under 'returns'."
+    source = textwrap.dedent(inspect.getsource(sym))
+    node, comments = ast.parse(source).body[0], {o.start[0]: o.string.lstrip('# ') for o in tokenize.generate_tokens(StringIO(source).readline) if o.type == tokenize.COMMENT}
+    text = lambda o: ast.unparse(o) if o else ''
+    init = next((o for o in node.body if isinstance(o, ast.FunctionDef) and o.name == '__init__'), None) if inspect.isclass(sym) else node
+    if not init: return [(o.target.id, text(o.annotation), text(o.value), comments.get(o.end_lineno, '')) for o in node.body if isinstance(o, ast.AnnAssign)]
+    a, said = init.args, docments(sym, args_kwargs=True)
+    plain = [*a.posonlyargs, *a.args]
+    found = [*zip(plain, [None]*(len(plain)-len(a.defaults)) + a.defaults), *([(a.vararg, None)] if a.vararg else []), *zip(a.kwonlyargs, a.kw_defaults), *([(a.kwarg, None)] if a.kwarg else [])]
+    rows = [({a.vararg: '*', a.kwarg: '**'}.get(o, '') + o.arg, text(o.annotation), text(d), said.get(o.arg) or '') for o,d in found if o.arg not in ('self', 'cls')]
+    result = ('returns', text(init.returns), '', said.get('return') or '')
+    return rows + [result]*(not inspect.isclass(sym) and any(result[1:]))
+
+class Entry(BasicMarkdownRenderer):
+    "An API entry: heading, source link, signature, sentence, table of arguments."
+    def _repr_markdown_(self):
+        rows = arguments(self.sym)
+        sig = ', '.join(k + (f'={d}' if d else '') for k,_,d,_ in rows if k != 'returns')
+        used = [i for i,head in enumerate(('', 'type', 'default', 'meaning')) if i == 0 or any(o[i] for o in rows)]
+        url = NbdevLookup().code(self.fn)
+        line = lambda cells: '| ' + ' | '.join(str(cells[i]).replace('|', 'or').replace('\n', ' ') for i in used) + ' |'
+        table = [line(('', 'type', 'default', '')), line(['---']*4)] + [line((f'**{k.replace("*", "").strip()}**', t, d, m)) for k,t,d,m in rows]
+        doc = inspect.getdoc(self.sym) or ''
+        source = f"[source]({url.replace('#LNone', '')}){{.source}}" if url else ''
+        return '\n\n'.join(filter(None, [f"{'#'*self.title_level} {self.nm}", f'```python\n{self.nm}({sig})\n```', f'{doc} {source}'.strip(), '\n'.join(table) if rows else '']))
+
+# --- staging: what both builders read ------------------------------------------------------------------------------
+
+def shown_outputs(cell):
+    "A processor: outputs as both builders show them: plotly as the HTML that `figures.js` draws, no progress bars, no warnings."
+    if cell.cell_type != 'code': return
+    cell.outputs = [o for o in cell.get('outputs', []) if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+    for o in cell.outputs:
+        if PLOTLY in o.get('data', {}):
+            drawing = o.data.pop(PLOTLY)
+            if 'text/html' not in o.data: o.data['text/html'] = [Figure(obj2dict(drawing)).to_table()]
+
+class fill_entries(Processor):
+    "Show what `show_doc` says of the exported module, without running the page's cells again."
+    def begin(self): self.module = next((c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_), None)
+    def cell(self, cell):
+        if cell.cell_type != 'code' or not (call := re.search(r'^show_doc\(.*', cell.source, re.M | re.S)): return
+        entry = eval(call[0], dict(vars(import_module(f"{settings['lib_path']}.{self.module}")), show_doc=Entry))
+        cell.outputs = [dict2obj(dict(output_type='display_data', metadata={}, data={'text/markdown': [entry._repr_markdown_()]}))]
+
+class Staged(FilterDefaults):
+    "nbdev's processors, with our API entries in place of its own, then ours."
+    def base_procs(self): return [fill_entries if o is exec_show_docs else o for o in super().base_procs()] + [shown_outputs]
+
+def link_names(text, anchors):
+    "nbdev's absolute links to API entries as links within the site, to the nearest entry that there is."
+    base = re.escape(f"{settings['doc_host']}{settings['doc_baseurl']}/")
+    def near(m):
+        page, anchor = m[1], (m[2] or '').lstrip('#')
+        while anchor and anchor not in anchors.get(page, ()): anchor = anchor.rpartition('.')[0]
+        return page + ('#'+anchor if anchor else '')
+    text = re.sub(rf'{base}([\w.-]+\.html)(#[\w.-]+)?', near, text)
+    return re.sub(r'\]\((?:\d\d_)?(\w+)\.ipynb(#[\w.-]+)?\)', r'](\1.html\2)', text)
+
+def stage():
+    "Write every page, processed, to `_build/staged`, as Quarto reads it; returns {html name: notebook}."
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    done = {}
+    for page in pages.names():
+        nb = read_nb(pages.built/f'{page}.ipynb' if pages.latest(page) else pages.nbs/f'{page}.ipynb')
+        Staged()(nb)
+        nb.metadata.pop('widgets', None)  # no widget is shown, and their state would load require.js
+        done[nb.frontmatter_['output-file']] = nb
+    text = lambda o: ''.join(o.data['text/markdown'])
+    entries = lambda nb: [o for c in nb.cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    anchors = {k: {m.lower() for o in entries(nb) for m in re.findall(r'^#+ (\S+)$', text(o), flags=re.M)} for k,nb in done.items()}
+    for nb in done.values():
+        for c in nb.cells:
+            if c.cell_type == 'markdown': c.source = link_names(c.source, anchors)
+        for o in entries(nb): o.data['text/markdown'] = link_names(text(o), anchors)
+        write_nb(nb, staged/Path(nb.path_).name)
+    return done
+
+def copy_static(folder):
+    "The scripts and styles that every page shares, each once."
+    folder.mkdir(parents=True, exist_ok=True)
+    for name,text in site_assets().items(): (folder/name).write_text(text)
+    for o in (*(root/'docs').glob('site.css'), *(root/'docs').glob('*.svg'), *Path(find_spec('ziamath').origin).parent.glob('fonts/STIXTwoMath*')): shutil.copy(o, folder)
+
+# --- Sphinx, where there is no Quarto --------------------------------------------------------------------------------
+
+def sphinx_cells(nb):
+    "The staged cells as MyST reads them: Quarto's cell options become tags, captions and anchors."
+    labels = [pages.directives(c).get('label', '') for c in nb.cells]
+    numbers = {o: i+1 for i,o in enumerate(o for o in labels if o.startswith('fig-'))}
+    markdown = lambda s: mk_cell(re.sub(r'(?<![\w`])@(fig-[\w-]+)', lambda m: f'[Figure {numbers[m[1]]}](#{m[1]})' if m[1] in numbers else m[0], s), 'markdown')
+    for c in nb.cells:
+        d = pages.directives(c)
+        if c.cell_type == 'raw':
+            head = _fm2dict(c.source)
+            yield markdown(f"# {head['title']}\n\n" + (f":::{{container}} lead\n{head['description']}\n:::" if 'description' in head else ''))
+        elif c.cell_type == 'markdown': yield markdown(c.source)
+        elif d.get('include') == 'false': continue
+        elif d.get('output') == 'asis':
+            text = '\n\n'.join(''.join(o.data['text/markdown']) if 'data' in o else ''.join(o.text) for o in c.outputs)
+            yield markdown(re.sub(r'(?m)^(#+) (\S+)$', lambda m: f'<a id="{m[2].lower()}"></a>\n\n{m[0]}', text))
+        else:
+            c.source = re.sub(r'^(\s*#\s*\|.*\n?)+', '', c.source)
+            if d.get('output') == 'false': c.outputs = []
+            c.metadata['tags'] = [tag for name,value,tag in (('echo', 'false', 'remove-input'), ('code-fold', 'true', 'hide-input'), ('code-fold', 'show', 'hide-input')) if d.get(name) == value]
+            label, caption = d.get('label', ''), d.get('fig-cap', '').strip('"\' ')
+            if label in numbers: yield markdown(f'<a id="{label}"></a>')
+            yield c
+            if label in numbers: yield markdown(f':::{{container}} figure-caption\n**Figure {numbers[label]}.** {caption}\n:::')
+
+def shelves():
+    "The sidebar of `_quarto.yml`: (caption, names of pages) per section."
+    def expand(o): return [p for p in pages.names() if fnmatch(f'{p}.ipynb', o)] if isinstance(o, str) else []
+    return [(o['section'], expand(o['contents'])) for o in quarto['website']['sidebar']['contents'] if 'section' in o]
+
+def build_with_sphinx(done):
+    "Sphinx with `docs/conf.py`; returns its warnings."
+    from sphinx.cmd.build import build_main
+    shutil.rmtree(sphinx, ignore_errors=True)
+    sphinx.mkdir(parents=True)
+    copy_static(static)
+    stem = {Path(nb.path_).stem: Path(name).stem for name,nb in done.items()}
+    for name,nb in done.items():
+        nb.cells = list(sphinx_cells(nb))
+        if name == 'index.html':
+            nb.cells.append(mk_cell('\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {k}\n\n' + '\n'.join(stem[o] for o in v) + '\n```' for k,v in shelves() if v), 'markdown'))
+        write_nb(nb, (sphinx/name).with_suffix('.ipynb'))
+    log = root/'_build'/'sphinx.log'
+    code = build_main(['-q', '-E', '-c', str(root/'docs'), '-w', str(log), '-d', str(root/'_build'/'doctrees'), str(sphinx), str(site)])
+    if code: sys.exit(code)
+    return log.read_text()
+
+def build_with_quarto(done):
+    copy_static(staged)
+    shutil.copy(root/'_quarto.yml', staged)
+    subprocess.run(['quarto', 'render', staged], check=True)
+    shutil.move(staged/quarto['project']['output-dir'], site)
+    return ''
+
+def build():
+    "Build the site; returns the builder's warnings."
+    done = stage()
+    shutil.rmtree(site, ignore_errors=True)
+    warnings = (build_with_quarto if shutil.which('quarto') else build_with_sphinx)(done)
+    print(f'The site is in {site.resolve()}: `make serve` shows it, or open {(site/"index.html").resolve()}')
+    return warnings
+
+if __name__ == '__main__': build()

@@ -1,0 +1,303 @@
+/* The selective scan on a CPU, forward and backward, built on first use by `mamba_interp.scan`.
+
+   h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,   y_t = sum_n C_t h_t
+
+   One vector holds LANES neighbouring channels of one state index, so y, dt and u need no sum across lanes.
+   Time is cut into segments of at most `seg` tokens; the forward keeps the state at the start of each segment, the
+   backward computes a segment's states again, TILE state indices at a time, in a workspace that fits the cache.
+   Work is split over (row, channels) alone, and partial sums are added in a fixed order: the result does not depend on
+   the number of threads. States smaller than the smallest normal number are flushed to zero, inside these functions only.
+   The file includes itself, once for float and once for double. */
+#ifndef REAL
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined __SSE2__
+#include <immintrin.h>
+#endif
+
+#if defined __AVX512F__
+#define WIDTH 64
+#elif defined __AVX__
+#define WIDTH 32
+#else
+#define WIDTH 16
+#endif
+#define TILE 8
+#define INLINE static inline __attribute__((always_inline))
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(x) JOIN(x, REAL)
+#define V NAME(vec)
+#define I NAME(ivec)
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+#if defined __SSE2__
+#define FLUSH unsigned csr_ = _mm_getcsr(); _mm_setcsr(csr_ | 0x8040)
+#define RESTORE _mm_setcsr(csr_)
+#else
+#define FLUSH
+#define RESTORE
+#endif
+
+static void *workspace(size_t bytes) { void *p = 0; return posix_memalign(&p, 64, bytes + 64) ? 0 : p; }
+
+#define REAL float
+#define INT int32_t
+#include __FILE__
+#undef REAL
+#undef INT
+#define REAL double
+#define INT int64_t
+#define DOUBLE
+#include __FILE__
+
+#else /* ------------------------------------------------------------------------------------ once for each type */
+typedef REAL V __attribute__((vector_size(WIDTH)));
+typedef REAL NAME(loose) __attribute__((vector_size(WIDTH), aligned(sizeof(REAL)), may_alias));
+typedef INT I __attribute__((vector_size(WIDTH)));
+#define LANES ((int64_t)(WIDTH / sizeof(REAL)))
+
+INLINE V NAME(load)(const REAL *p, int64_t m) {            /* the first m lanes, zeros after */
+    if (m >= LANES) return *(const NAME(loose) *)p;
+    V v = {0}; memcpy(&v, p, m * sizeof(REAL)); return v; }
+INLINE void NAME(store)(REAL *p, V v, int64_t m) {
+    if (m >= LANES) *(NAME(loose) *)p = v; else memcpy(p, &v, m * sizeof(REAL)); }
+INLINE REAL NAME(total)(V v) {
+#if defined __AVX512F__ && defined DOUBLE
+    return _mm512_reduce_add_pd((__m512d)v);
+#elif defined __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    REAL s = 0; for (int i = 0; i < LANES; i++) s += v[i]; return s;
+#endif
+}
+
+INLINE V NAME(clamp)(V x, REAL lo, REAL hi) {              /* not-a-number stays what it is */
+    V l = lo - (V){0}, h = hi - (V){0};
+#if defined __AVX512F__ && defined DOUBLE
+    return (V)_mm512_min_pd((__m512d)h, _mm512_max_pd((__m512d)l, (__m512d)x));
+#elif defined __AVX512F__
+    return (V)_mm512_min_ps((__m512)h, _mm512_max_ps((__m512)l, (__m512)x));
+#else
+    I under = x < l, over = x > h;
+    return (V)(((I)x & ~under & ~over) | ((I)l & under) | ((I)h & over));
+#endif
+}
+
+/* exp(x UNIT), for float in powers of 2 (A is multiplied by log2 e beforehand), for double in powers of e.
+   Adding MAGIC rounds to an integer, which then stands in the low bits and is shifted into the exponent. */
+#ifdef DOUBLE
+#define SCALE 1.0
+#define UNSCALE 1.0
+INLINE V NAME(power)(V x) {
+    const REAL MAGIC = 6755399441055744.0;                 /* 1.5 * 2^52 */
+    x = NAME(clamp)(x, -708.0, 709.0);
+    V t = x * 1.4426950408889634074 + MAGIC, r = t - MAGIC;
+    V f = x - r * 0.693147180369123816490; f = f - r * 1.90821492927058770002e-10;
+    V p = 1.0 / 6227020800.0 * f + 1.0 / 479001600.0;
+    p = p * f + 1.0 / 39916800.0; p = p * f + 1.0 / 3628800.0; p = p * f + 1.0 / 362880.0; p = p * f + 1.0 / 40320.0;
+    p = p * f + 1.0 / 5040.0; p = p * f + 1.0 / 720.0; p = p * f + 1.0 / 120.0; p = p * f + 1.0 / 24.0;
+    p = p * f + 1.0 / 6.0; p = p * f + 0.5; p = p * f + 1.0; p = p * f + 1.0;
+    return (V)((I)p + ((I)t << 52)); }
+#else
+#define SCALE 1.44269504088896341f
+#define UNSCALE 0.693147180559945309f
+INLINE V NAME(power)(V x) {
+    const REAL MAGIC = 12582912.f;                         /* 1.5 * 2^23 */
+    x = NAME(clamp)(x, -126.f, 127.5f);
+    V t = x + MAGIC, f = x - (t - MAGIC);
+    V p = 1.326465909e-3f * f + 9.671565952e-3f;           /* minimax for 2^f on [-1/2, 1/2]: relative error 9.2e-8 */
+    p = p * f + 5.550734388e-2f; p = p * f + 2.402224127e-1f; p = p * f + 6.931469770e-1f; p = p * f + 1.f;
+    return (V)((I)p + ((I)t << 23)); }
+#endif
+
+/* K states of LANES channels over `len` tokens: adds to y, moves h; keeps each step's decay and earlier state if asked */
+INLINE void NAME(ahead)(const int K, const int keep, int64_t len, const V *dt, const V *x, const V *a, V *h, V *y,
+                        const REAL *B, int64_t Bt, const REAL *C, int64_t Ct, V *before, V *decay) {
+    V A[TILE], H[TILE];
+    for (int k = 0; k < K; k++) { A[k] = a[k]; H[k] = h[k]; }
+    for (int64_t t = 0; t < len; t++) {
+        V d = dt[t], xt = x[t], out = y ? y[t] : (V){0};
+#pragma GCC unroll 8
+        for (int k = 0; k < K; k++) {
+            V w = NAME(power)(d * A[k]);
+            if (keep) { before[t * K + k] = H[k]; decay[t * K + k] = w; }
+            H[k] = w * H[k] + xt * B[t * Bt + k];
+            if (!keep) out += H[k] * C[t * Ct + k];
+        }
+        if (!keep) y[t] = out;
+    }
+    for (int k = 0; k < K; k++) h[k] = H[k];
+}
+
+/* the same K states backwards in time: gh is the gradient of the state after the last token, then of the one before the first */
+INLINE void NAME(back)(const int K, int64_t len, const V *dt, const V *x, const V *g, const V *a, const V *h, V *gh, V *ga,
+                       V *gdt, V *gx, V *gB, V *gC, const REAL *B, int64_t Bt, const REAL *C, int64_t Ct,
+                       const V *before, const V *decay) {
+    V A[TILE], H[TILE], G[TILE], GA[TILE];
+    for (int k = 0; k < K; k++) { A[k] = a[k]; H[k] = h[k]; G[k] = gh[k]; GA[k] = (V){0}; }
+    for (int64_t t = len - 1; t >= 0; t--) {
+        V d = dt[t], xt = x[t], gy = g[t], sd = gdt[t], sx = gx[t];
+#pragma GCC unroll 8
+        for (int k = 0; k < K; k++) {
+            V prev = before[t * K + k], q = G[k] + gy * C[t * Ct + k];
+            gC[t * K + k] += gy * H[k];
+            gB[t * K + k] += q * xt;
+            sx += q * B[t * Bt + k];
+            G[k] = q * decay[t * K + k];
+            V e = G[k] * prev;
+            sd += e * A[k]; GA[k] += e * d; H[k] = prev;
+        }
+        gdt[t] = sd; gx[t] = sx;
+    }
+    for (int k = 0; k < K; k++) { gh[k] = G[k]; ga[k] = GA[k]; }
+}
+
+/* p: u dt A B C h0 y hT starts;  k: b t e n seg threads, then the (b, t) strides of u dt B C.
+   A is (n e), h0 and hT (b n e), starts (b segments-1 n e); h0 and starts may be null. */
+int NAME(scan_forward)(void **p, const int64_t *k) {
+    const REAL *u = p[0], *dt = p[1], *A = p[2], *B = p[3], *C = p[4], *h0 = p[5];
+    REAL *y = p[6], *hT = p[7], *starts = p[8];
+    const int64_t nb = k[0], T = k[1], E = k[2], N = k[3], S = k[4], nt = k[5], vecs = (E + LANES - 1) / LANES;
+    const int64_t segs = (T + S - 1) / S;
+    int failed = 0;
+#pragma omp parallel num_threads(nt) reduction(|:failed)
+    {
+        FLUSH;
+        V *ws = workspace((3 * S + 2 * N) * sizeof(V)), *d = ws, *x = d + S, *out = x + S, *a = out + S, *h = a + N;
+        failed = !ws;
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < nb * vecs; item++) {
+            if (!ws) continue;
+            int64_t b = item / vecs, e = item % vecs * LANES, m = MIN(LANES, E - e);
+            for (int64_t n = 0; n < N; n++) {
+                a[n] = NAME(load)(A + n * E + e, m) * SCALE;
+                h[n] = h0 ? NAME(load)(h0 + (b * N + n) * E + e, m) : (V){0};
+            }
+            for (int64_t s = 0; s < segs; s++) {
+                int64_t t0 = s * S, len = MIN(S, T - t0), n = 0;
+                if (s && starts) for (n = 0; n < N; n++) NAME(store)(starts + ((b * (segs - 1) + s - 1) * N + n) * E + e, h[n], m);
+                for (int64_t t = 0; t < len; t++) {
+                    d[t] = NAME(load)(dt + b * k[8] + (t0 + t) * k[9] + e, m);
+                    x[t] = d[t] * NAME(load)(u + b * k[6] + (t0 + t) * k[7] + e, m);
+                    out[t] = (V){0};
+                }
+                const REAL *Bs = B + b * k[10] + t0 * k[11], *Cs = C + b * k[12] + t0 * k[13];
+                for (n = 0; n + TILE <= N; n += TILE)
+                    NAME(ahead)(TILE, 0, len, d, x, a + n, h + n, out, Bs + n, k[11], Cs + n, k[13], 0, 0);
+                for (; n < N; n++) NAME(ahead)(1, 0, len, d, x, a + n, h + n, out, Bs + n, k[11], Cs + n, k[13], 0, 0);
+                for (int64_t t = 0; t < len; t++) NAME(store)(y + (b * T + t0 + t) * E + e, out[t], m);
+            }
+            for (int64_t n = 0; n < N; n++) NAME(store)(hT + (b * N + n) * E + e, h[n], m);
+        }
+        free(ws);
+        RESTORE;
+    }
+    return failed;
+}
+
+/* one tile of the backward: states once more, then gradients; h and gh are those of one vector of channels */
+INLINE void NAME(tile)(const int K, int64_t len, const V *d, const V *x, const V *g, const V *a, V *gh, V *gd, V *gx,
+                       V *gB, V *gC, const REAL *B, int64_t Bt, const REAL *C, int64_t Ct, V *before, V *decay,
+                       const REAL *from, REAL *gA, int64_t E, int64_t m) {
+    V h[TILE], ga[TILE];
+    for (int k = 0; k < K; k++) h[k] = from ? NAME(load)(from + k * E, m) : (V){0};
+    NAME(ahead)(K, 1, len, d, x, a, h, 0, B, Bt, C, Ct, before, decay);
+    NAME(back)(K, len, d, x, g, a, h, gh, ga, gd, gx, gB, gC, B, Bt, C, Ct, before, decay);
+    for (int k = 0; k < K; k++) NAME(store)(gA + k * E, NAME(load)(gA + k * E, m) + ga[k], m);
+}
+
+/* p: u dt A B C h0 starts gy ghT | gu gdt gA gB gC gh0;  k: as above, then channels in a group (a multiple of 16) and rows in a chunk.
+   gA is (chunks n e), zeros at first; gB and gC (groups b t n); the sums end in the first chunk and the first group. */
+int NAME(scan_backward)(void **p, const int64_t *k) {
+    const REAL *u = p[0], *dt = p[1], *A = p[2], *B = p[3], *C = p[4], *h0 = p[5], *starts = p[6], *gy = p[7], *ghT = p[8];
+    REAL *gu = p[9], *gdt = p[10], *gA = p[11], *gB = p[12], *gC = p[13], *gh0 = p[14];
+    const int64_t nb = k[0], T = k[1], E = k[2], N = k[3], S = k[4], nt = k[5], group = k[14] / LANES, chunk = k[15];
+    const int64_t vecs = (E + LANES - 1) / LANES, segs = (T + S - 1) / S;
+    const int64_t groups = (vecs + group - 1) / group, chunks = (nb + chunk - 1) / chunk;
+    int failed = 0;
+#pragma omp parallel num_threads(nt) reduction(|:failed)
+    {
+        FLUSH;
+        const int64_t GS = group * S, GN = group * N, SK = S * TILE;
+        V *ws = workspace((6 * GS + 2 * GN + 4 * SK) * sizeof(V));
+        V *d = ws, *uu = d + GS, *x = uu + GS, *g = x + GS, *sd = g + GS, *sx = sd + GS, *a = sx + GS, *gh = a + GN;
+        V *qB = gh + GN, *qC = qB + SK, *before = qC + SK, *decay = before + SK;
+        failed = !ws;
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < chunks * groups; item++) {
+            if (!ws) continue;
+            int64_t c = item / groups, gr = item % groups, v0 = gr * group, nv = MIN(group, vecs - v0);
+            REAL *gAc = gA + c * N * E;
+            for (int64_t v = 0; v < nv; v++) for (int64_t n = 0; n < N; n++) {
+                int64_t e = (v0 + v) * LANES;
+                a[v * N + n] = NAME(load)(A + n * E + e, MIN(LANES, E - e)) * SCALE;
+            }
+            for (int64_t b = c * chunk; b < MIN(nb, (c + 1) * chunk); b++) {
+                for (int64_t v = 0; v < nv; v++) for (int64_t n = 0; n < N; n++) {
+                    int64_t e = (v0 + v) * LANES;
+                    gh[v * N + n] = ghT ? NAME(load)(ghT + (b * N + n) * E + e, MIN(LANES, E - e)) : (V){0};
+                }
+                for (int64_t s = segs - 1; s >= 0; s--) {
+                    int64_t t0 = s * S, len = MIN(S, T - t0);
+                    const REAL *from = s ? starts + (b * (segs - 1) + s - 1) * N * E : h0 ? h0 + b * N * E : 0;
+                    const REAL *Bs = B + b * k[10] + t0 * k[11], *Cs = C + b * k[12] + t0 * k[13];
+                    for (int64_t t = 0; t < len; t++) for (int64_t v = 0; v < nv; v++) {
+                        int64_t e = (v0 + v) * LANES, m = MIN(LANES, E - e), i = v * S + t;
+                        d[i] = NAME(load)(dt + b * k[8] + (t0 + t) * k[9] + e, m);
+                        uu[i] = NAME(load)(u + b * k[6] + (t0 + t) * k[7] + e, m);
+                        g[i] = NAME(load)(gy + (b * T + t0 + t) * E + e, m);
+                        x[i] = d[i] * uu[i]; sd[i] = sx[i] = (V){0};
+                    }
+                    for (int64_t n = 0; n < N;) {
+                        const int K = n + TILE <= N ? TILE : 1;
+                        memset(qB, 0, 2 * SK * sizeof(V));
+                        for (int64_t v = 0; v < nv; v++) {
+                            int64_t e = (v0 + v) * LANES, m = MIN(LANES, E - e), i = v * S, j = v * N + n;
+                            const REAL *f = from ? from + n * E + e : 0;
+                            REAL *ga = gAc + n * E + e;
+                            if (K == TILE) NAME(tile)(TILE, len, d + i, x + i, g + i, a + j, gh + j, sd + i, sx + i, qB, qC, Bs + n, k[11], Cs + n, k[13], before, decay, f, ga, E, m);
+                            else NAME(tile)(1, len, d + i, x + i, g + i, a + j, gh + j, sd + i, sx + i, qB, qC, Bs + n, k[11], Cs + n, k[13], before, decay, f, ga, E, m);
+                        }
+                        REAL *pB = gB + ((gr * nb + b) * T + t0) * N + n, *pC = gC + ((gr * nb + b) * T + t0) * N + n;
+                        for (int64_t t = 0; t < len; t++) for (int i = 0; i < K; i++) {
+                            pB[t * N + i] = NAME(total)(qB[t * K + i]); pC[t * N + i] = NAME(total)(qC[t * K + i]);
+                        }
+                        n += K;
+                    }
+                    for (int64_t t = 0; t < len; t++) for (int64_t v = 0; v < nv; v++) {
+                        int64_t e = (v0 + v) * LANES, m = MIN(LANES, E - e), i = v * S + t, o = (b * T + t0 + t) * E + e;
+                        NAME(store)(gu + o, sx[i] * d[i], m);
+                        NAME(store)(gdt + o, sx[i] * uu[i] + sd[i] * UNSCALE, m);
+                    }
+                }
+                if (gh0) for (int64_t v = 0; v < nv; v++) for (int64_t n = 0; n < N; n++) {
+                    int64_t e = (v0 + v) * LANES;
+                    NAME(store)(gh0 + (b * N + n) * E + e, gh[v * N + n], MIN(LANES, E - e));
+                }
+            }
+        }
+        const int64_t an = N * E, bn = nb * T * N;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < an; i++) for (int64_t c = 1; c < chunks; c++) gA[i] += gA[c * an + i];
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < bn; i++) for (int64_t c = 1; c < groups; c++) { gB[i] += gB[c * bn + i]; gC[i] += gC[c * bn + i]; }
+        free(ws);
+        RESTORE;
+    }
+    return failed;
+}
+
+/* p: x out;  k: how many.  out = exp(x), for the test of the polynomial */
+int NAME(scan_exp)(void **p, const int64_t *k) {
+    for (int64_t i = 0; i < k[0]; i += LANES) {
+        int64_t m = MIN(LANES, k[0] - i);
+        NAME(store)((REAL *)p[1] + i, NAME(power)(NAME(load)((REAL *)p[0] + i, m) * SCALE), m);
+    }
+    return 0;
+}
+#undef LANES
+#undef SCALE
+#undef UNSCALE
+#endif

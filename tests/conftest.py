@@ -1,0 +1,34 @@
+"Fixtures: each page is run once in a session, two side by side, and the site is built once from those runs."
+from concurrent.futures import ThreadPoolExecutor, wait
+import os, shutil
+
+import pytest
+from docs import pages
+
+def pytest_addoption(parser): parser.addoption('--flags', default='', help='run these flagged cells too, e.g. "slow gpu"')
+
+@pytest.fixture(scope='session')
+def flags(request): return request.config.getoption('--flags').split()
+
+@pytest.fixture(scope='session')
+def executed(request, flags):
+    "A function from a page's name to its executed notebook; raises what the page raised."
+    calls = [i.callspec.params for i in request.session.items if hasattr(i, 'callspec') and 'executed' in i.fixturenames]
+    wanted = {o['page'] for o in calls if 'page' in o}
+    pool = ThreadPoolExecutor(os.cpu_count())
+    runs = {o: pool.submit(pages.run, o, flags) for o in sorted(wanted, key=lambda o: (not o.startswith('3'), o))}  # studies take longest
+    yield lambda page=None: runs[page].result() if page else wait(runs.values())
+    pool.shutdown(cancel_futures=True)
+
+@pytest.fixture(scope='session')
+def finished(executed):
+    "Every page of this session has run, or failed."
+    executed()
+
+@pytest.fixture(scope='session')
+def browser_path():
+    "A Chromium to test with; continuous integration must have one."
+    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+    if found: return found
+    message = "no browser found for this test: install Chromium or Google Chrome (Debian, Ubuntu: apt-get install chromium)"
+    pytest.fail(message) if os.getenv('CI') else pytest.skip(message)

@@ -1,0 +1,85 @@
+"The package is what the pages export, imports only downwards, and leaves nothing behind on import."
+import ast, inspect, importlib, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+from docs import pages
+
+root, lib = pages.root, pages.root/pages.settings['lib_path']
+modules = sorted(o.stem for o in lib.glob('*.py') if not o.stem.startswith('_'))
+numbers = {o[3:]: int(o[:2]) for o in pages.names('[0-9][0-9]_*')}
+
+def run_python(code, **env): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, **env}, cwd=root)
+
+def test_export_leaves_no_diff(tmp_path):
+    for o in ('nbs', lib.name): shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(root/'settings.ini', tmp_path)
+    for o in (tmp_path/lib.name).glob('*.py'):
+        if o.name != '__init__.py': o.unlink()
+    subprocess.run([Path(sys.executable).with_name('nbdev_export')], cwd=tmp_path, check=True, env={k: v for k,v in os.environ.items() if k != 'IN_TEST'})
+    texts = [{o.name: o.read_text() for o in (d/lib.name).glob('*.py')} for d in (root, tmp_path)]
+    changed = sorted(k for k in texts[0].keys() | texts[1].keys() if texts[0].get(k) != texts[1].get(k))
+    assert not changed, f'not what the pages export: {changed}; run `make export`'
+
+def test_readme_is_the_index(): assert (root/'README.md').read_text() == pages.readme(), 'README.md is not nbs/index.ipynb; run `make export`'
+
+@pytest.mark.parametrize('page', pages.names('[0-9][0-9]_*'))
+def test_page_imports_only_from_lower_pages(page):
+    for c in pages.read(page).cells:
+        if c.cell_type != 'code' or 'import' not in c.source: continue
+        for line in re.findall(rf'(?m)^\s*from {lib.name}(?:\.(\w+))? import (.*)', c.source) + [(o, '') for o in re.findall(rf'(?m)^\s*import {lib.name}\.(\w+)', c.source)]:
+            for used in [line[0]] if line[0] else re.findall(r'\w+', line[1]):
+                assert used not in numbers or numbers[used] < int(page[:2]) or used == page[3:], f'{page} imports {used}, which is not a lower page'
+
+def test_import_needs_no_extra_and_changes_nothing():
+    "Importing the package loads none of the development tools and sets no default; it works where they, a GPU and a compiler are missing."
+    r = run_python(f'''
+import importlib, sys
+refused = set("nbdev fastcore execnb pytest sphinx myst_nb playwright jupyterlab nbclient nbconvert mamba_ssm causal_conv1d".split())
+class Refuse:
+    def find_spec(self, name, *a):
+        if name.split(".")[0] in refused: raise ImportError(f"{{name}} is only there for developers")
+sys.meta_path.insert(0, Refuse())
+import os, random, warnings, numpy as np, torch, transformers, plotly.io as pio, nnsight, circuitsvis
+def state(): return (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state().tolist(), random.getstate(),
+                     np.random.get_state()[1].tolist(), pio.templates.default, pio.renderers.default, dict(os.environ), transformers.logging.get_verbosity(), len(warnings.filters))
+before = state()
+for m in {modules}: importlib.import_module("{lib.name}." + m)
+assert all(a == b for a,b in zip(before, state())), [(a, b) for a,b in zip(before, state()) if a != b]
+print(*sorted(refused & {{o.split(".")[0] for o in sys.modules}}))
+''', CUDA_VISIBLE_DEVICES='', CC='/nonexistent', PATH='')
+    assert r.returncode == 0, r.stderr
+    assert r.stdout.strip() == '', f'importing prints or loads: {r.stdout}'
+
+def undocumented(f, name):
+    "What is missing in the docstring and docments of one function."
+    from fastcore.docments import docments
+    if not inspect.getdoc(f): yield f'{name} has no docstring'
+    for k,v in docments(f, full=True, returns=False).items():
+        if k not in ('self', 'cls') and not (v.docment or '').strip(): yield f'{name}: argument {k} has no comment'
+
+@pytest.mark.parametrize('module', modules)
+def test_exports_are_documented(module):
+    m, missing = importlib.import_module(f'{lib.name}.{module}'), []
+    for name in getattr(m, '__all__', []):
+        o = getattr(m, name)
+        if getattr(o, '__module__', None) != m.__name__: continue
+        if inspect.isfunction(o): missing += undocumented(o, name)
+        elif inspect.isclass(o):
+            if not (o.__doc__ or '').strip() or o.__doc__.startswith(f'{name}('): missing.append(f'{name} has no docstring')
+            own = [(k, inspect.unwrap(getattr(v, '__func__', v))) for k,v in vars(o).items() if not k.startswith('_')]
+            missing += [p for k,v in own if inspect.isfunction(v) and v.__module__ == m.__name__ for p in undocumented(v, f'{name}.{k}')]
+    assert not missing, '\n'.join(missing)
+
+def test_files_are_small():
+    tracked = subprocess.run(['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True).stdout.split('\0')
+    big = [o for o in tracked if o and (root/o).is_file() and (root/o).stat().st_size > 16e6]
+    assert not big, f'over 16 MB: {big}'
+
+def test_versions_agree():
+    "One version, in settings.ini; every requirement is pinned."
+    assert f"__version__ = \"{pages.settings['version']}\"" in (lib/'__init__.py').read_text()
+    norm = lambda s: re.split(r'[=<>!~\[ ]', s)[0].lower().replace('_', '-')
+    pinned = {norm(o) for o in (root/'constraints.txt').read_text().splitlines() if '==' in o}
+    wanted = {norm(o) for k in ('requirements', 'dev_requirements') for o in pages.settings[k].split()}
+    assert not wanted - pinned, f'not in constraints.txt: {sorted(wanted - pinned)}'
