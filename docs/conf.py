@@ -1,7 +1,9 @@
 "Sphinx settings, read from `_quarto.yml`; `docs.site` writes the pages that they apply to."
 import re
 import yaml
+from docutils import nodes
 from docutils.utils.math import latex2mathml
+from sphinx.transforms import SphinxTransform
 from docs.pages import root, settings
 
 quarto = yaml.safe_load((root/'_quarto.yml').read_text())
@@ -11,6 +13,7 @@ author, copyright = settings['author'], settings['copyright']
 extensions = ['myst_nb']
 exclude_patterns = ['_quarto.yml']
 nb_execution_mode = 'off'
+smartquotes = False
 nb_merge_streams = True
 nb_mime_priority_overrides = [('html', 'text/html', 0)]
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'attrs_inline']
@@ -23,19 +26,28 @@ html_js_files = [(o, {'defer': ''}) for o in re.findall(r'<script src="(.+?)"', 
 html_theme_options = dict(top_of_page_buttons=[], footer_icons=[dict(name='Source', url=website['repo-url'], html='Source', **{'class': ''})])
 html_favicon = f"../_build/static/{website['favicon']}"
 html_use_index = html_show_sphinx = html_copy_source = html_show_sourcelink = False
+html_math_renderer = 'mathml'
 
 def mathml(tex, **kwargs): return latex2mathml.tex2mathml(re.sub(r'\\([bB]igg?)(?![a-zA-Z])', r'\\\1l', tex), **kwargs)
 
 def inline_math(self, node):
     self.body.append(mathml(node.astext()))
-    raise SkipNode
+    raise nodes.SkipNode
 
 def block_math(self, node):
     self.body.append(f'<div class="math">{mathml(node.astext(), as_block=True)}</div>')
-    raise SkipNode
+    raise nodes.SkipNode
 
-from docutils.nodes import SkipNode
+class EntryIds(SphinxTransform):
+    "An API entry stands under its own name, where nbdev's links look for it: `#scan_by_step`, `#site.parse`."
+    default_priority = 400
+    def apply(self):
+        sections = list(self.document.findall(nodes.section))
+        entries = {o: o[0].astext().lower() for o in reversed(sections) if len(o) > 1 and o[1].astext().startswith(o[0].astext()+'(')}
+        first = {v: o for o,v in entries.items()}
+        for o in sections: o['ids'] = [entries[o]] if first.get(entries.get(o)) is o else [f'{i}-section' if i in first else i for i in o['ids']]
+
 def setup(app):
     "Formulas become MathML while the site is built, so that they need no script to be read."
     app.add_html_math_renderer('mathml', (inline_math, None), (block_math, None))
-html_math_renderer = 'mathml'
+    app.add_transform(EntryIds)

@@ -9,6 +9,7 @@ import numpy as np
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 root = Path(__file__).resolve().parent.parent
 nbs, built = root/'nbs', root/'_build'/'pages'
@@ -54,7 +55,8 @@ def run(page, flags=(), threads=1, timeout=1800):
     source = key(nb, flags)
     for c in nb.cells:
         if skipped(c, flags): c.metadata['tags'] = ['skip-execution']
-    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(nbs))), record_timing=False)
+    config = Config(KernelManager=dict(transport='ipc')) if os.name == 'posix' else Config()
+    client = NotebookClient(nb, config=config, timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(nbs))), record_timing=False)
     try: client.execute(env=kernel_env(threads))
     except CellExecutionError as e:
         bad = next(i for i,c in enumerate(nb.cells) if any(o.output_type == 'error' for o in c.get('outputs', [])))

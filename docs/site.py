@@ -10,7 +10,6 @@ import yaml
 from execnb.nbio import mk_cell, read_nb, write_nb
 from fastcore.xtras import dict2obj, obj2dict
 from fastcore.docments import docments
-from nbdev.doclinks import NbdevLookup
 from nbdev.frontmatter import _fm2dict
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, exec_show_docs
@@ -43,13 +42,12 @@ class Entry(BasicMarkdownRenderer):
     def _repr_markdown_(self):
         rows = arguments(self.sym)
         sig = ', '.join(k + (f'={d}' if d else '') for k,_,d,_ in rows if k != 'returns')
-        used = [i for i,head in enumerate(('', 'type', 'default', 'meaning')) if i == 0 or any(o[i] for o in rows)]
-        url = NbdevLookup().code(self.fn)
-        line = lambda cells: '| ' + ' | '.join(str(cells[i]).replace('|', 'or').replace('\n', ' ') for i in used) + ' |'
-        table = [line(('', 'type', 'default', '')), line(['---']*4)] + [line((f'**{k.replace("*", "").strip()}**', t, d, m)) for k,t,d,m in rows]
-        doc = inspect.getdoc(self.sym) or ''
-        source = f"[source]({url.replace('#LNone', '')}){{.source}}" if url else ''
-        return '\n\n'.join(filter(None, [f"{'#'*self.title_level} {self.nm}", f'```python\n{self.nm}({sig})\n```', f'{doc} {source}'.strip(), '\n'.join(table) if rows else '']))
+        used = [i for i in range(4) if i == 0 or any(o[i] for o in rows)]
+        line = lambda cells: '| ' + ' | '.join(cells[i].replace('\n', ' ') for i in used) + ' |'
+        code = lambda o: f"`{o.replace('|', 'or')}`" if o else ''
+        table = [line(('', 'type', 'default', '')), line(['---']*4)] + [line((f"**{k.replace('*', '')}**", code(t), code(d), m.replace('|', '&#124;'))) for k,t,d,m in rows]
+        url = f"{settings['git_url']}/blob/{settings['branch']}/{self.sym.__module__.replace('.', '/')}.py#L{inspect.getsourcelines(self.sym)[1]}"
+        return '\n\n'.join([f"{'#'*self.title_level} {self.nm}", f'```python\n{self.nm}({sig})\n```', f"{inspect.getdoc(self.sym) or ''} [source]({url}){{.source}}", *(['\n'.join(table)] if rows else [])])
 
 # --- staging: what both builders read ------------------------------------------------------------------------------
 
@@ -126,7 +124,7 @@ def sphinx_cells(nb):
         elif d.get('include') == 'false': continue
         elif d.get('output') == 'asis':
             text = '\n\n'.join(''.join(o.data['text/markdown']) if 'data' in o else ''.join(o.text) for o in c.outputs)
-            yield markdown(re.sub(r'(?m)^(#+) (\S+)$', lambda m: f'<a id="{m[2].lower()}"></a>\n\n{m[0]}', text))
+            yield markdown(text)
         else:
             c.source = re.sub(r'^(\s*#\s*\|.*\n?)+', '', c.source)
             if d.get('output') == 'false': c.outputs = []

@@ -10,7 +10,7 @@ __all__ = ['GREY', 'PALETTE', 'DIVERGING', 'SEQUENTIAL', 'HOUSE', 'CONFIG', 'SCR
 import html, json, re
 from importlib.util import find_spec
 from pathlib import Path
-import numpy as np, plotly.io as pio, plotly.graph_objects as go
+import numpy as np, pandas as pd, plotly.io as pio, plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
@@ -38,12 +38,13 @@ def _text(v):
     if isinstance(v, float): return f'{v:.3g}' if abs(v) < 1000 else f'{v:,.0f}'
     return html.escape(str(v), quote=False)
 
-def _table(rows, columns, paint=None):
-    "An HTML table; `paint(row, column)` gives a cell's CSS, and column 0 heads the rows."
-    def cell(i, j, v): return f'<th scope="row">{_text(v)}</th>' if j==0 else f'<td{paint(i,j) if paint else ""}>{_text(v)}</td>'
-    head = ''.join(f'<th scope="col">{_text(c)}</th>' for c in columns)
-    body = '\n'.join('<tr>' + ''.join(cell(i, j, v) for j,v in enumerate(row)) + '</tr>' for i,row in enumerate(rows))
-    return f'<table class="figure-table" data-quarto-disable-processing="true"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
+def _table(rows, columns):
+    "An HTML table, by pandas; column 0 heads the rows."
+    name, *heads = map(_text, columns)
+    index = pd.Index([_text(row[0]) for row in rows])
+    cells = pd.DataFrame([[_text(o) for o in row[1:]] for row in rows], index=index, columns=pd.Index(heads, name=name))
+    with pd.option_context('display.max_colwidth', None): page = cells.to_html(escape=False, border=0, classes='figure-table')
+    return re.sub(r'\n\s*(?!\s*<tr)', '', page).replace('<table ', '<table data-quarto-disable-processing="true" ')
 
 # %% ../nbs/04_figures.ipynb #eb3b06fd
 class Html(str):
@@ -59,7 +60,7 @@ def table(
     "Numbers with their intervals, side by side; raises `ValueError` where a row does not fit the columns."
     for i,row in enumerate(rows):
         if len(row) != len(columns): raise ValueError(f'row {i} has {len(row)} cells, but there are {len(columns)} columns: {list(columns)}')
-    return Html((f'<p>{html.escape(caption, quote=False)}</p>' if caption else '') + _table(rows, columns))
+    return Html((f'<p>{html.escape(caption, quote=False)}</p>' if caption else '') + f'<div style="overflow-x:auto">{_table(rows, columns)}</div>')
 
 # %% ../nbs/04_figures.ipynb #6da06ee6
 class Figure(go.Figure):
@@ -78,20 +79,19 @@ class Figure(go.Figure):
     def to_table(self)->str: # HTML
         "The numbers as a folding table that also carries the drawing (`data-plotly`) for a page with plotly.js."
         data = html.escape(json.dumps(self._drawing(), separators=(',', ':')), quote=False).replace("'", '&#39;')
-        return (f"<div class=\"figure-data\" data-plotly='{data}'>\n<!--| quarto-html-table-processing: none -->\n"
-                f'<details open><summary>The numbers</summary><div style="overflow-x:auto">\n{self._numbers}\n</div></details></div>')
+        table = f'<details open><summary>The numbers</summary><div style="overflow-x:auto">\n{self._numbers}\n</div></details>' if self._numbers else ''
+        return f"<div class=\"figure-data\" data-plotly='{data}'>\n<!--| quarto-html-table-processing: none -->\n{table}</div>"
 
 # %% ../nbs/04_figures.ipynb #54f59f3b
 _CELLS = 1500  # Longer tables show every k-th row
 
 def _tables(tables):
-    "HTML of `[(title, rows, columns, paint)]`, thinned to `_CELLS` cells in all."
+    "HTML of `[(title, rows, columns)]`, thinned to `_CELLS` cells in all."
     out = []
-    for title,rows,columns,paint in tables:
+    for title,rows,columns in tables:
         k = -(-len(rows)*len(columns)*len(tables)//_CELLS)
-        pick = None if paint is None else lambda i,j,paint=paint,k=k: paint(i*k,j)
         words = [o for o in (_text(title), f'one row in {k}' if k>1 else '') if o]
-        out.append((f'<p>{", ".join(words)}</p>' if words else '') + _table(rows[::k], columns, pick))
+        out.append((f'<p>{", ".join(words)}</p>' if words else '') + _table(rows[::k], columns))
     return '\n'.join(out)
 
 def _figure(fig, tables, layout):
@@ -186,18 +186,13 @@ def heatmap(
     for i in range(len(panels)-across, len(panels)): fig.update_xaxes(showticklabels=True, title_text=names[0], row=i//across+1, col=i%across+1)
     fig.update_yaxes(title_text=names[1], col=1).update_annotations(font_size=13)
     fig.update_layout(height=down*(tall+50)+90, coloraxis=dict(cmin=low, cmax=high, colorscale=scale, colorbar=dict(title=dict(text=names[2], side='right', font_size=12), thickness=14, outlinewidth=0)))
-    return _figure(fig, [_grid(v, x, y, names, k, (low, high, scale)) for k,(v,_) in panels.items()], layout)
+    return _figure(fig, [(k, [[o, *row] for o,row in zip(y, v.tolist())], [f'{names[1]} \\ {names[0]}', *x]) for k,(v,_) in panels.items()], layout)
 
 def _cells(v, band, names, title):
     "One panel's trace."
     hover = f'{names[0]} %{{x}}<br>{names[1]} %{{y}}<br>{names[2]} %{{z:.3~g}}' + _ENDS*bool(band)
     return go.Heatmap(z=_plain(v), customdata=band and _plain(np.stack(band, -1), 3), coloraxis='coloraxis', name=title, hoverongaps=False,
         xgap=1, ygap=1, hovertemplate=f'{_first(title)}{hover}<extra></extra>')
-
-def _grid(v, x, y, names, title, colours):
-    "One panel's table."
-    css = _paint(v, *colours)
-    return title, [[o, *row] for o,row in zip(y, v.tolist())], [f'{names[1]} \\ {names[0]}', *x], lambda i,j: f' style="{css[i,j-1]}"' if css[i,j-1] else ''
 
 # %% ../nbs/04_figures.ipynb #b6fd1502
 def attention_map(
@@ -225,7 +220,7 @@ def _hover(names, title, band):
 def _columns(x, series, names):
     "Several series as one table."
     cells = [_tuples(v, band) for v,band in series.values()]
-    return [('', [[o, *(c[i] for c in cells)] for i,o in enumerate(x)], [names[0], *(k or names[1] for k in series)], None)]
+    return [('', [[o, *(c[i] for c in cells)] for i,o in enumerate(x)], [names[0], *(k or names[1] for k in series)])]
 
 # %% ../nbs/04_figures.ipynb #f6f8efb8
 def lines(
@@ -303,7 +298,7 @@ SCRIPT = """(() => {
     if (window.Plotly) document.querySelectorAll('[data-plotly]').forEach(el => {
       const f = JSON.parse(el.dataset.plotly), div = document.createElement('div');
       el.removeAttribute('data-plotly'); el.prepend(div);
-      el.querySelector('details').open = false;
+      el.querySelector('details')?.removeAttribute('open');
       Plotly.newPlot(div, f.data, f.layout, f.config);
     });
     if (window.CircuitsVis) document.querySelectorAll('[data-circuitsvis]').forEach((el, i) => {
@@ -319,8 +314,9 @@ STYLE = """.js-plotly-plot .infolayer text, .js-plotly-plot .cartesianlayer text
 .figure-data { overflow-x: auto }
 .figure-data .js-plotly-plot { min-width: 500px }
 .figure-data summary { cursor: pointer; font-size: smaller }
-.figure-data table { font-size: smaller; white-space: pre }
-.figure-table { display: block; overflow-x: auto; border-collapse: collapse }
+.figure-data table { font-size: smaller }
+.figure-data :is(td, th) { white-space: nowrap }
+.figure-table { border-collapse: collapse; width: auto }
 .figure-table :is(td, th) { padding: .1em .5em; text-align: right }
 .figure-table th[scope=row] { text-align: left }
 """

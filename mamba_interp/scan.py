@@ -48,7 +48,6 @@ def keep(
     "The tap that changes nothing."
     return h
 
-# %% ../nbs/01_scan.ipynb #352b4f83
 def scan_by_step(
     u:Tensor,       # (b t e) input
     dt:Tensor,      # (b t e) step size, positive
@@ -83,7 +82,6 @@ def _causal(
     "Drop what would flow from a later token to an earlier one."
     return x.masked_fill(torch.ones(x.shape[1:3], dtype=torch.bool, device=x.device).triu(1)[...,None], 0)
 
-# %% ../nbs/01_scan.ipynb #ed32b791
 def hidden_attention(
     dt:Tensor,     # (b t e) step size, positive
     A:Tensor,      # (e n) decay rate, negative
@@ -240,7 +238,7 @@ def _c_backward(lib, u, dt, A, B, C, h, starts, gy, glast):
     (u, dt, B, C), sizes = _plan(u, dt, A, B, C)
     (b, T, e), n, new = u.shape, len(A), u.new_empty
     chunk = max(1, -(-b//16))
-    chunks = -(-b//chunk)
+    chunks = max(1, -(-b//chunk))
     group = 16*min(16, max(4, -(-e*chunks//512)))
     groups = -(-e//group)
     gu, gdt, gB, gC, gA, gh = new(b, T, e), new(b, T, e), new(groups, b, T, n), new(groups, b, T, n), u.new_zeros(chunks, n, e), new(b, n, e)
@@ -315,7 +313,6 @@ def _unfit(backend, u, A, h):
     if u.dtype == torch.float64 or A.shape[1] > 256: return 'it takes float32 and up to 256 states'
     return _mamba_ssm()[1]
 
-# %% ../nbs/01_scan.ipynb #35c661a1
 def scan(
     u:Tensor,       # (b t e) input
     dt:Tensor,      # (b t e) step size, positive
@@ -344,7 +341,6 @@ def _ready_heads(x, dt, A, B, C, h=None):
     if not groups or heads % groups: raise ValueError(f"the number of groups should divide the {heads} heads, but B has {groups} groups")
     return args
 
-# %% ../nbs/01_scan.ipynb #a846906e
 def scan_heads_by_step(
     x:Tensor,       # (b t h p) input
     dt:Tensor,      # (b t h) step size, positive

@@ -7,7 +7,7 @@ from docs import pages
 
 root, lib = pages.root, pages.root/pages.settings['lib_path']
 modules = sorted(o.stem for o in lib.glob('*.py') if not o.stem.startswith('_'))
-numbers = {o[3:]: int(o[:2]) for o in pages.names('[0-9][0-9]_*')}
+order = {o[3:]: o for o in pages.names('[0-9][0-9]_*')}
 
 def run_python(code, **env): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, **env}, cwd=root)
 
@@ -29,7 +29,7 @@ def test_page_imports_only_from_lower_pages(page):
         if c.cell_type != 'code' or 'import' not in c.source: continue
         for line in re.findall(rf'(?m)^\s*from {lib.name}(?:\.(\w+))? import (.*)', c.source) + [(o, '') for o in re.findall(rf'(?m)^\s*import {lib.name}\.(\w+)', c.source)]:
             for used in [line[0]] if line[0] else re.findall(r'\w+', line[1]):
-                assert used not in numbers or numbers[used] < int(page[:2]) or used == page[3:], f'{page} imports {used}, which is not a lower page'
+                assert order.get(used, '') <= page, f'{page} imports {order[used]}, which is not a lower page'
 
 def test_import_needs_no_extra_and_changes_nothing():
     "Importing the package loads none of the development tools and sets no default; it works where they, a GPU and a compiler are missing."
