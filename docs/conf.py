@@ -1,9 +1,11 @@
 "Sphinx settings, read from `_quarto.yml`; `docs.site` writes the pages that they apply to."
 import re
+from html import escape
 import yaml
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import MathError, latex2mathml
 from sphinx.transforms import SphinxTransform
+from sphinx.util.logging import getLogger
 from docs.pages import root, settings
 
 quarto = yaml.safe_load((root/'_quarto.yml').read_text())
@@ -28,14 +30,20 @@ html_favicon = f"../_build/static/{website['favicon']}"
 html_use_index = html_show_sphinx = html_copy_source = html_show_sourcelink = False
 html_math_renderer = 'mathml'
 
-def mathml(tex, **kwargs): return latex2mathml.tex2mathml(re.sub(r'\\([bB]igg?)(?![a-zA-Z])', r'\\\1l', tex), **kwargs)
+def mathml(node, **kwargs):
+    "A formula as MathML, or its source and a warning where it holds an unknown command."
+    tex = re.sub(r'\\([bB]igg?)(?![a-zA-Z])', r'\\\1l', re.sub(r'\\dots(?![a-zA-Z])', r'\\ldots', node.astext()))
+    try: return latex2mathml.tex2mathml(tex, **kwargs)
+    except MathError as e:
+        getLogger(__name__).warning(f'{e} in the formula {tex}', location=node)
+        return f'<code>{escape(tex)}</code>'
 
 def inline_math(self, node):
-    self.body.append(mathml(node.astext()))
+    self.body.append(mathml(node))
     raise nodes.SkipNode
 
 def block_math(self, node):
-    self.body.append(f'<div class="math">{mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<div class="math">{mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 class EntryIds(SphinxTransform):

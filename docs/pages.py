@@ -6,10 +6,10 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import yaml
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from traitlets.config import Config
 
 root = Path(__file__).resolve().parent.parent
 nbs, built = root/'nbs', root/'_build'/'pages'
@@ -25,19 +25,24 @@ def names(*globs):
 
 def read(page): return nbformat.read(nbs/f'{page}.ipynb', 4)
 
+def head(cell): return [o.split('|', 1)[1].strip() for o in re.match(r'(?:\s*#\s*\|.*\n?)*', cell.source)[0].splitlines()] if cell.cell_type == 'code' else []
+
 def directives(cell):
-    "The `#| name: value` lines at the head of a code cell, as a dict."
-    lines = re.match(r'(?:\s*#\s*\|.*\n?)*', cell.source)[0].splitlines() if cell.cell_type == 'code' else []
-    return {k: v.strip() for k,_,v in (o.split('|', 1)[1].strip().replace(':', ' ', 1).partition(' ') for o in lines)}
+    "The `#| name value` and `#| name: value` lines at the head of a code cell, as a dict of text."
+    return {k: v.strip() for k,_,v in (o.replace(':', ' ', 1).partition(' ') for o in head(cell))}
+
+def options(cell):
+    "Of these, the ones that Quarto reads, `#| name: value`, as YAML gives them."
+    return yaml.safe_load('\n'.join(o for o in head(cell) if re.match(r'[\w-]+:', o)) or '{}')
 
 def skipped(cell, flags=()):
     "Is `cell` left out of a run that asked for `flags`?"
     d = directives(cell)
     return d.get('eval') == 'false' or bool(set(settings['tst_flags'].split()) - set(flags) & set(d))
 
-def key(nb, flags=()):
+def key(nb):
     "What a run depends on: the page's code, the package and the model asked for."
-    h = hashlib.sha256(json.dumps([[c.source for c in nb.cells], sorted(flags), os.getenv('MAMBA_INTERP_MODEL', '')]).encode())
+    h = hashlib.sha256(json.dumps([[c.source for c in nb.cells], os.getenv('MAMBA_INTERP_MODEL', '')]).encode())
     for f in sorted((root/settings['lib_path']).rglob('*')):
         if f.is_file() and '__pycache__' not in f.parts: h.update(f.read_bytes())
     return h.hexdigest()
@@ -52,26 +57,25 @@ def kernel_env(threads=1):
 def run(page, flags=(), threads=1, timeout=1800):
     "Execute `page` in a clean kernel, from top to bottom, into `_build/pages`; cells with a flag not in `flags` keep their outputs."
     nb, start = read(page), time.time()
-    source = key(nb, flags)
+    source = key(nb)
     for c in nb.cells:
         if skipped(c, flags): c.metadata['tags'] = ['skip-execution']
-    config = Config(KernelManager=dict(transport='ipc')) if os.name == 'posix' else Config()
-    client = NotebookClient(nb, config=config, timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(nbs))), record_timing=False)
+    client = NotebookClient(nb, extra_arguments=['--log-level=ERROR'], timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(nbs))), record_timing=False)
     try: client.execute(env=kernel_env(threads))
     except CellExecutionError as e:
         bad = next(i for i,c in enumerate(nb.cells) if any(o.output_type == 'error' for o in c.get('outputs', [])))
-        raise RuntimeError(f'{page}, cell {bad} ({nb.cells[bad].id}):\n{e}') from None
+        raise RuntimeError(re.sub(r'\x1b\[[0-9;]*m', '', f'{page}, cell {bad} ({nb.cells[bad].id}):\n{e}')) from None
     for c in nb.cells: c.metadata.pop('tags', None)
     nb.metadata['run'] = dict(key=source, seconds=round(time.time()-start, 1))
     built.mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, built/f'{page}.ipynb')
     return nb
 
-def latest(page, flags=()):
+def latest(page):
     "The executed copy of `page` if its code, the package and the model are still the same, or else None."
     try: nb = nbformat.read(built/f'{page}.ipynb', 4)
     except (OSError, nbformat.reader.NotJSONError): return None
-    return nb if nb.metadata.get('run', {}).get('key') == key(read(page), flags) else None
+    return nb if nb.metadata.get('run', {}).get('key') == key(read(page)) else None
 
 def save(page, nb):
     "Write the outputs of the executed `nb` into `nbs/`, clean: no counts, no progress bars, no tool's metadata."
@@ -163,17 +167,17 @@ def readme():
     from execnb.nbio import read_nb
     nb = read_nb(nbs/'index.ipynb')
     FilterDefaults()(nb)
-    head, cells = nb.frontmatter_, []
+    front, cells = nb.frontmatter_, []
     for c in nb.cells:
         if c.cell_type == 'raw': continue
+        shown = options(c).get('echo', True)
         c = {k: v for k,v in c.items() if k in ('cell_type', 'id', 'metadata', 'outputs', 'source', 'execution_count')}
         if c['cell_type'] == 'code':
-            d = directives(nbformat.from_dict(c))
-            c['source'] = '' if d.get('echo') == 'false' else re.sub(r'^(#\s*\|.*\n?)+', '', c['source'])
+            c['source'] = re.sub(r'^(#\s*\|.*\n?)+', '', c['source']) if shown else ''
             c['outputs'] = [o for o in c.get('outputs', []) if PLOTLY not in o.get('data', {})]
         cells.append(c)
     body, _ = MarkdownExporter().from_notebook_node(nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
-    text = f"# {head['title']}\n\n> {head['description']}\n\n{body}"
+    text = f"# {front['title']}\n\n> {front['description']}\n\n{body}"
     return re.sub(r'\n{3,}', '\n\n', re.sub(r'(?m)[ \t]+$', '', text)).strip()+'\n'
 
 def run_all(pages, flags=(), after=None, **kwargs):
@@ -194,11 +198,11 @@ def main():
     p.add_argument('--flags', default='', help=f"run flagged cells too: {settings['tst_flags']}")
     p.add_argument('--save', action='store_true', help='save the outputs in nbs/')
     p.add_argument('--stale', action='store_true', help='only pages that changed since they were last run')
-    a = p.parse_args()
+    a = p.parse_intermixed_args()
     if a.command == 'readme': return (root/'README.md').write_text(readme())
     flags, pages = a.flags.split(), names(*a.pages)
-    if not pages: sys.exit(f"no page matches {' '.join(a.pages)}; there are {', '.join(names())}")
-    if a.stale: pages = [o for o in pages if not latest(o, flags)]
+    if not pages and not a.stale: sys.exit(f"no page matches {' '.join(a.pages)}; there are {', '.join(names())}")
+    if a.stale: pages = [o for o in pages if not latest(o)]
     errors = run_all(pages, flags, save if a.save else None)
     sys.exit('\n'.join(errors) or None)
 

@@ -1,9 +1,10 @@
 "Build `_site/` as `_quarto.yml` describes it, from the executed pages: with Quarto where it is installed, otherwise with Sphinx."
-import ast, inspect, re, shutil, subprocess, sys, textwrap, tokenize
+import ast, inspect, re, shutil, subprocess, textwrap, tokenize
 from fnmatch import fnmatch
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,7 @@ from fastcore.xtras import dict2obj, obj2dict
 from fastcore.docments import docments
 from nbdev.frontmatter import _fm2dict
 from nbdev.process import Processor
-from nbdev.processors import FilterDefaults, exec_show_docs
+from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 from nbdev.showdoc import BasicMarkdownRenderer
 from docs import pages
 from docs.pages import PLOTLY, WIDGET, root, settings
@@ -68,9 +69,17 @@ class fill_entries(Processor):
         entry = eval(call[0], dict(vars(import_module(f"{settings['lib_path']}.{self.module}")), show_doc=Entry))
         cell.outputs = [dict2obj(dict(output_type='display_data', metadata={}, data={'text/markdown': [entry._repr_markdown_()]}))]
 
+class entries_in_order(Processor):
+    "nbdev adds the entries of a cell with several definitions last one first; here they come as written."
+    def begin(self):
+        runs = [(added, list(o)) for added,o in groupby(self.nb.cells, lambda c: bool(getattr(c, 'has_sd', 0)))]
+        self.nb.cells = [c for added,run in runs for c in (run[::-1] if added else run)]
+
 class Staged(FilterDefaults):
     "nbdev's processors, with our API entries in place of its own, then ours."
-    def base_procs(self): return [fill_entries if o is exec_show_docs else o for o in super().base_procs()] + [shown_outputs]
+    def base_procs(self):
+        ours = {add_show_docs: [add_show_docs, entries_in_order], exec_show_docs: [fill_entries]}
+        return [p for o in super().base_procs() for p in ours.get(o, [o])] + [shown_outputs]
 
 def link_names(text, anchors):
     "nbdev's absolute links to API entries as links within the site, to the nearest entry that there is."
@@ -106,33 +115,30 @@ def copy_static(folder):
     "The scripts and styles that every page shares, each once."
     folder.mkdir(parents=True, exist_ok=True)
     for name,text in site_assets().items(): (folder/name).write_text(text)
-    for o in (*(root/'docs').glob('site.css'), *(root/'docs').glob('*.svg'), *Path(find_spec('ziamath').origin).parent.glob('fonts/STIXTwoMath*')): shutil.copy(o, folder)
+    for o in (root/'docs'/'site.css', root/'docs'/'favicon.svg', *Path(find_spec('ziamath').origin).parent.glob('fonts/STIXTwoMath*')): shutil.copy(o, folder)
 
 # --- Sphinx, where there is no Quarto --------------------------------------------------------------------------------
 
 def sphinx_cells(nb):
     "The staged cells as MyST reads them: Quarto's cell options become tags, captions and anchors."
-    labels = [pages.directives(c).get('label', '') for c in nb.cells]
-    numbers = {o: i+1 for i,o in enumerate(o for o in labels if o.startswith('fig-'))}
-    markdown = lambda s: mk_cell(re.sub(r'(?<![\w`])@(fig-[\w-]+)', lambda m: f'[Figure {numbers[m[1]]}](#{m[1]})' if m[1] in numbers else m[0], s), 'markdown')
-    for c in nb.cells:
-        d = pages.directives(c)
+    options = [pages.options(c) for c in nb.cells]
+    numbers = {o: i+1 for i,o in enumerate(o['label'] for o in options if o.get('label', '').startswith('fig-'))}
+    refer = lambda m: f'[Figure {numbers[m[1]]}](#{m[1]})' if m[1] in numbers else m[0]
+    markdown = lambda s: mk_cell(re.sub(r'(?<![\w`])@(fig-[\w-]+)', refer, s), 'markdown')
+    for c,o in zip(nb.cells, options):
         if c.cell_type == 'raw':
-            head = _fm2dict(c.source)
-            yield markdown(f"# {head['title']}\n\n" + (f":::{{container}} lead\n{head['description']}\n:::" if 'description' in head else ''))
+            front = _fm2dict(c.source)
+            yield markdown(f"# {front['title']}\n\n:::{{container}} lead\n{front['description']}\n:::")
         elif c.cell_type == 'markdown': yield markdown(c.source)
-        elif d.get('include') == 'false': continue
-        elif d.get('output') == 'asis':
-            text = '\n\n'.join(''.join(o.data['text/markdown']) if 'data' in o else ''.join(o.text) for o in c.outputs)
-            yield markdown(text)
-        else:
+        elif o.get('output') == 'asis': yield markdown('\n\n'.join(''.join(x.data['text/markdown'] if 'data' in x else x.text) for x in c.outputs))
+        elif o.get('include', True):
             c.source = re.sub(r'^(\s*#\s*\|.*\n?)+', '', c.source)
-            if d.get('output') == 'false': c.outputs = []
-            c.metadata['tags'] = [tag for name,value,tag in (('echo', 'false', 'remove-input'), ('code-fold', 'true', 'hide-input'), ('code-fold', 'show', 'hide-input')) if d.get(name) == value]
-            label, caption = d.get('label', ''), d.get('fig-cap', '').strip('"\' ')
-            if label in numbers: yield markdown(f'<a id="{label}"></a>')
+            if not o.get('output', True): c.outputs = []
+            c.metadata['tags'] = ['remove-input']*(not o.get('echo', True)) + ['hide-input']*bool(o.get('code-fold'))
+            number = numbers.get(o.get('label'))
+            if number: yield markdown(f'<a id="{o["label"]}"></a>')
             yield c
-            if label in numbers: yield markdown(f':::{{container}} figure-caption\n**Figure {numbers[label]}.** {caption}\n:::')
+            if number: yield markdown(f':::{{container}} figure-caption\n**Figure {number}.** {o["fig-cap"]}\n:::')
 
 def shelves():
     "The sidebar of `_quarto.yml`: (caption, names of pages) per section."
@@ -153,7 +159,7 @@ def build_with_sphinx(done):
         write_nb(nb, (sphinx/name).with_suffix('.ipynb'))
     log = root/'_build'/'sphinx.log'
     code = build_main(['-q', '-E', '-c', str(root/'docs'), '-w', str(log), '-d', str(root/'_build'/'doctrees'), str(sphinx), str(site)])
-    if code: sys.exit(code)
+    if code: raise RuntimeError(f'Sphinx could not build the site: {log.read_text()[-3000:]}')
     return log.read_text()
 
 def build_with_quarto(done):

@@ -10,6 +10,7 @@ __all__ = ['RMSNorm', 'conv_terms', 'causal_conv', 'tapped', 'sort_taps', 'check
 # %% ../nbs/02_model.ipynb #7ca2977c
 import json, math
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -469,7 +470,7 @@ def _fetch(name, revision):
 
 def _find(name, revision=None):
     "The folder of a checkpoint: bundled, local, or from the Hub."
-    bundled = {o.parent.name: o.parent for o in Path(__file__).parent.glob('*/config.json')} if '__file__' in globals() else {}
+    bundled = {o.parent.name: o.parent for o in Path(find_spec('mamba_interp').origin).parent.glob('*/config.json')}
     if str(name) in bundled: return bundled[str(name)]
     folder = Path(name).expanduser()
     if folder.is_dir():

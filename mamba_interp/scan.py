@@ -334,10 +334,9 @@ def scan(
     return y.to(kind), h
 
 # %% ../nbs/01_scan.ipynb #293fc477
-def _ready_heads(x, dt, A, B, C, h=None):
-    "The arguments of a Mamba-2 scan in one precision, with B and C (b t g n), after the check that they fit."
-    args = _ready('bthp bth h btgn btgn bhpn', x=x, dt=dt, A=A, B=B, C=C, h=h)
-    heads, groups = x.shape[2], B.shape[2]
+def _ready_heads(axes, **given):
+    "As `_ready`, for arguments with `A` (h) and `B` (b t g n): the groups have to divide the heads."
+    args, heads, groups = _ready(axes, **given), len(given['A']), given['B'].shape[2]
     if not groups or heads % groups: raise ValueError(f"the number of groups should divide the {heads} heads, but B has {groups} groups")
     return args
 
@@ -352,7 +351,7 @@ def scan_heads_by_step(
 )->tuple[Tensor,Tensor]: # (b t h p) output without the skip, in the precision of `x`; (b h p n) last state
     "Run Mamba-2's recurrence (Dao & Gu 2024, eq. 2 with scalar A) token by token."
     kind = x.dtype
-    x, dt, A, B, C, h = _ready_heads(x, dt, A, B, C, h)
+    x, dt, A, B, C, h = _ready_heads('bthp bth h btgn btgn bhpn', x=x, dt=dt, A=A, B=B, C=C, h=h)
     B, C = (o.repeat_interleave(x.shape[2]//o.shape[2], 2) for o in (B, C))
     h, y = x.new_zeros(*x[:,0].shape, B.shape[-1]) if h is None else h, []
     with _exactly(x):
@@ -371,8 +370,8 @@ def head_attention(
     D:Tensor=None, # (h) skip, added where t = s
 )->Tensor:         # (b t s h) weight of source token s in the output at token t
     "Weights with which each Mamba-2 head's output sums its inputs (Dao & Gu 2024, eq. 7): `y[b,t,h] = (alpha[b,t,:,h,None]*x[b,:,h]).sum(1)`."
-    dt, A, B, C, D = _ready('bth h btgn btgn h', dt=dt, A=A, B=B, C=C, D=D)
-    score = torch.einsum('btgn,bsgn->btsg', C, B).repeat_interleave(len(A)//B.shape[2], 3)
+    dt, A, B, C, D = _ready_heads('bth h btgn btgn h', dt=dt, A=A, B=B, C=C, D=D)
+    with _exactly(dt): score = torch.einsum('btgn,bsgn->btsg', C, B).repeat_interleave(len(A)//B.shape[2], 3)
     alpha = _causal(score*torch.exp(_gaps(dt)*A))*dt[:,None]
     return alpha if D is None else alpha + torch.eye(dt.shape[1]).to(D)[...,None]*D
 
@@ -389,7 +388,7 @@ def scan_heads(
     "Mamba-2's scan by chunks (Dao & Gu 2024, Listing 1), differentiable in every tensor; `ValueError` for arguments that do not fit."
     if chunk < 1: raise ValueError(f"chunk should be at least 1 token, not {chunk}")
     kind, T = x.dtype, x.shape[1] if x.ndim > 1 else 0
-    x, dt, A, B, C, h = _ready_heads(x, dt, A, B, C, h)
+    x, dt, A, B, C, h = _ready_heads('bthp bth h btgn btgn bhpn', x=x, dt=dt, A=A, B=B, C=C, h=h)
     h = x.new_zeros(*x[:,0].shape, B.shape[-1]) if h is None else h
     chunk, groups = min(chunk, T), B.shape[2]
     cut = lambda o: torch.cat([o, o.new_zeros(len(o), -T%chunk, *o.shape[2:])], 1).unflatten(1, (-1, chunk)).transpose(0, 1)

@@ -16,16 +16,16 @@ def test_saved_outputs_are_current(page, executed, flags):
 
 @every_page
 def test_saved_page_is_whole(page):
-    "No saved error, at most 2 MB, and a saved figure with a caption wherever a cell is labelled as one."
+    "At most 2 MB, no saved error, options that are YAML, and a saved figure with a caption wherever a cell is labelled as one."
     nb, size = pages.read(page), (pages.nbs/f'{page}.ipynb').stat().st_size
     assert size <= 2_000_000, f'{page} is {size/1e6:.1f} MB; a page has at most 2 MB: re-run it with `make page PAGE={page}`'
     for i,c in enumerate(nb.cells):
-        d, outputs = pages.directives(c), c.get('outputs', [])
+        options, outputs = pages.options(c), c.get('outputs', [])
         assert not any(o.output_type == 'error' for o in outputs), f'{page}, cell {i}: the saved output is an error'
-        if not d.get('label', '').startswith('fig-'): continue
+        if not options.get('label', '').startswith('fig-'): continue
         kinds = {k for o in outputs for k in o.get('data', {})}
-        assert any(k.startswith('image/') or k in (pages.PLOTLY, 'text/html') for k in kinds), f"{page}, cell {i}: {d['label']} has no saved figure"
-        assert len(d.get('fig-cap', '').strip('\'" ')) > 10, f"{page}, cell {i}: {d['label']} needs a caption that states its finding"
+        assert any(k.startswith('image/') or k in (pages.PLOTLY, 'text/html') for k in kinds), f"{page}, cell {i}: {options['label']} has no saved figure"
+        assert len(options.get('fig-cap', '')) > 10, f"{page}, cell {i}: {options['label']} needs a caption that states its finding"
 
 def test_differences_are_found():
     "The comparison sees a changed number, word, figure and picture, and lets rounding and addresses pass."
