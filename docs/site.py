@@ -148,7 +148,7 @@ def shelves():
 def build_with_sphinx(done):
     "Sphinx with `docs/conf.py`; returns its warnings."
     from sphinx.cmd.build import build_main
-    shutil.rmtree(sphinx, ignore_errors=True)
+    for o in (sphinx, root/'_build'/'html'): shutil.rmtree(o, ignore_errors=True)
     sphinx.mkdir(parents=True)
     copy_static(static)
     stem = {Path(nb.path_).stem: Path(name).stem for name,nb in done.items()}
@@ -157,9 +157,10 @@ def build_with_sphinx(done):
         if name == 'index.html':
             nb.cells.append(mk_cell('\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {k}\n\n' + '\n'.join(stem[o] for o in v) + '\n```' for k,v in shelves() if v), 'markdown'))
         write_nb(nb, (sphinx/name).with_suffix('.ipynb'))
-    log = root/'_build'/'sphinx.log'
-    code = build_main(['-q', '-E', '-c', str(root/'docs'), '-w', str(log), '-d', str(root/'_build'/'doctrees'), str(sphinx), str(site)])
+    log, built = root/'_build'/'sphinx.log', root/'_build'/'html'  # myst-nb leaves copies of the pages beside its output
+    code = build_main(['-q', '-E', '-c', str(root/'docs'), '-w', str(log), '-d', str(root/'_build'/'doctrees'), str(sphinx), str(built)])
     if code: raise RuntimeError(f'Sphinx could not build the site: {log.read_text()[-3000:]}')
+    shutil.move(built, site)
     return log.read_text()
 
 def build_with_quarto(done):

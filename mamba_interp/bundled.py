@@ -8,7 +8,7 @@ __all__ = ['MORE_PLACES', 'MORE_OBJECTS', 'STARTS', 'WORDS', 'OPENINGS', 'COUNTE
            'duplicate_rows', 'ioi_held_out', 'house_mixture', 'house_start', 'ioi_scores', 'copying_scores',
            'text_losses']
 
-# %% ../nbs/19_bundled.ipynb #d3588ba8
+# %% ../nbs/19_bundled.ipynb #ed783e4c
 import random, re
 from bisect import bisect_right
 from collections import Counter
@@ -22,13 +22,13 @@ from .patching import interval
 from .tasks import NAMES, OBJECTS, PLACES, THREE_NAMES, TWO_NAMES, Prompt, Task, bos_id, from_prompts, plain_tokens, slots, token_ids
 from .training import Mixture, Recipe, Stage, mimetic, recall_rows, repeat_rows, text_rows
 
-# %% ../nbs/19_bundled.ipynb #3a535066
+# %% ../nbs/19_bundled.ipynb #d029c665
 MORE_PLACES = tuple('park market church hotel library museum castle farm'.split())
 MORE_OBJECTS = tuple('ring book letter flower watch key picture coat'.split())
 STARTS = 'Then','When','After','wards','Friend','While','The'
 WORDS = tuple(f' {o}' for o in NAMES+PLACES+OBJECTS+MORE_PLACES+MORE_OBJECTS)+STARTS
 
-# %% ../nbs/19_bundled.ipynb #f8cc0539
+# %% ../nbs/19_bundled.ipynb #38959979
 class KneserNey:
     "Interpolated Kneser–Ney n-gram model of token ids (Chen & Goodman 1999), counted by sorting."
     def __init__(self,
@@ -71,7 +71,7 @@ class KneserNey:
         "Cross-entropy of each token that has a full context."
         return -np.log(self.prob(self.grams(stream)))
 
-# %% ../nbs/19_bundled.ipynb #9623ea16
+# %% ../nbs/19_bundled.ipynb #230288b1
 @dataclass(frozen=True)
 class Holdout:
     "What the sentences of the training mixture never contain."
@@ -99,7 +99,7 @@ def holdout(
     return Holdout(seed, frozenset(rng.sample(every,round(pairs*len(every)))), frozenset(rng.sample(sorted(names),answers)),
                    (rng.choice(THREE_NAMES),rng.choice(TWO_NAMES)))
 
-# %% ../nbs/19_bundled.ipynb #ad2f6a82
+# %% ../nbs/19_bundled.ipynb #c1b70769
 OPENINGS = { # by number of names
     2:('Then, [A] and [B] went to the [P].', 'Afterwards [A] and [B] went to the [P].', 'Friends [A] and [B] met at the [P].',
        'After the lunch, [A] and [B] went to the [P].', 'When it was late, [A] and [B] were still at the [P].'),
@@ -155,7 +155,7 @@ def counter_sentences(
                 out += [(o+end,answers.translate(to)) for o in openings]
     return out
 
-# %% ../nbs/19_bundled.ipynb #3c9591e5
+# %% ../nbs/19_bundled.ipynb #bf39e9ce
 class Form(NamedTuple):
     "A sentence cut into tokens, with slots."
     first:list   # At the beginning of a text
@@ -230,7 +230,7 @@ def duplicate_rows(
     "Plain sentences in which an object, a place or a name comes again."
     return Sentences([(1,DUPLICATES)], tokenizer, hold, text)
 
-# %% ../nbs/19_bundled.ipynb #437f888e
+# %% ../nbs/19_bundled.ipynb #5db68844
 def ioi_held_out(
     kind:str,       # 'pairs', 'answers', 'templates', or 'seen' for what training could contain
     tokenizer,      # `transformers` fast tokenizer or `tokenizers.Tokenizer`
@@ -252,7 +252,7 @@ def ioi_held_out(
         prompts.append(Prompt(template, clean, clean[:m]+tuple(swap.get(o,o) for o in clean[m:]), rng.choice(PLACES+MORE_PLACES), rng.choice(OBJECTS+MORE_OBJECTS), template))
     return from_prompts(prompts, tokenizer, f'IOI, {kind}', pad=True)
 
-# %% ../nbs/19_bundled.ipynb #f72fb6bb
+# %% ../nbs/19_bundled.ipynb #016ce52f
 def house_mixture(
     tokenizer,  # The bundled one
     text,       # (n) token stream, as from `pack`
@@ -277,10 +277,10 @@ def house_start()->Mamba: # In training mode
 
 HOUSE_RECIPE = Recipe(steps=9000, lr=4e-3, precision='bfloat16')
 
-# %% ../nbs/19_bundled.ipynb #656eb20c
+# %% ../nbs/19_bundled.ipynb #44ef37c8
 @torch.no_grad()
 def ioi_scores(
-    model:Mamba,
+    model:Mamba, # Any model called with tokens
     task:Task, # As from `ioi_held_out`
 )->tuple:      # (b) right answer above the wrong one?, (b) right answer above every token?
     "Whether each IOI prompt is answered."
@@ -289,11 +289,11 @@ def ioi_scores(
 
 @torch.no_grad()
 def copying_scores(
-    model:Mamba,
+    model:Mamba,   # Any model called with tokens
     pool,          # Token ids that segments are drawn from
     length:int=12, # Tokens in a segment
     n:int=200,     # Number of segments
-    seed:int=0,
+    seed:int=0,    # Of the segments
 )->torch.Tensor:   # (n) share of the second pass predicted, from its second token on
     "How well a random segment is copied when it comes again."
     rng = random.Random(seed)
@@ -302,7 +302,7 @@ def copying_scores(
 
 @torch.no_grad()
 def text_losses(
-    model:Mamba,
+    model:Mamba,    # Any model called with tokens
     stream,         # (n) token ids
     window:int=256, # Tokens read at once; each but the first token of the stream is predicted once
     batch:int=32,   # Windows per forward pass

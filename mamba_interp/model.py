@@ -545,7 +545,7 @@ Mamba.generate = generate
 # %% ../nbs/02_model.ipynb #2ed48c4b
 @torch.no_grad()
 def split_block_out(
-    model:Mamba,
+    model:Mamba,  # Mamba-1 or Mamba-2
     layer:int,    # Which block
     resid:Tensor, # (b t d) residual stream entering it
 )->tuple:         # (b t s k d) what token s adds to `block_out` at t through lag k; (b t d) the biases' part

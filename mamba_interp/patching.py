@@ -27,7 +27,7 @@ def interval(
     values,           # (b …) one row per prompt: tensor or array
     level:float=0.95, # Coverage
     seed:int=0,       # Of the resampling
-    resamples:int=1000,
+    resamples:int=1000, # Number of resamples
 )->Interval:          # Of the shape (…); raises ValueError for fewer than two prompts
     "The mean over prompts, with a percentile bootstrap interval (Efron 1979)."
     from scipy.stats import bootstrap
@@ -39,7 +39,7 @@ def interval(
 # %% ../nbs/07_patching.ipynb #04c7e732
 def source_values(
     model,        # A `Mamba` or an `Adapter`
-    task:Task,
+    task:Task,    # Its clean and corrupt prompts
     sites,        # Pattern, `Site`, or a list of these
     how='resample', # 'resample' (each prompt's partner), 'mean' (over all clean and corrupt prompts, token by token) or 'zero'
     base='clean', # Which run is patched
@@ -106,13 +106,13 @@ def _one_by_one(model, task, tokens, values, score, bar):
 @torch.no_grad()
 def patch_effects(
     model,          # A `Mamba`, or an `Adapter`
-    task:Task,
+    task:Task,      # Its prompts, answers and `end` positions
     sites='*.resid', # Pattern, `Site`, or a list of these
     how='resample', # 'resample', 'mean' or 'zero', as in `source_values`
     base='clean',   # Patch the 'clean' run with corrupt values, or the 'corrupt' run with clean ones
     metric=None,    # `metric(task, logits (b v))` -> (b); the logit difference if None
     restart:bool=True, # Recompute only later blocks and tokens, where the model allows
-    progress:bool=False,
+    progress:bool=False, # Show a progress bar?
 )->dict:            # `Site` -> (b t) change of the metric; raises ValueError for unknown sites or options
     "The exact effect of each site at each token on each prompt."
     from tqdm.auto import tqdm
@@ -136,7 +136,7 @@ def _checked(scores, n):
 @torch.no_grad()
 def site_effects(
     model,           # A `Mamba`, or an `Adapter`
-    task:Task,
+    task:Task,       # Its prompts, answers and `end` positions
     sites='*.block_out', # Pattern, `Site`, or a list of these
     how='zero',      # 'resample', 'mean' or 'zero', as in `source_values`
     base='clean',    # Which run is patched

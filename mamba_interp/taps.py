@@ -57,7 +57,7 @@ def chain(
 def token_mask(
     at,           # None for all tokens, an int, a list of ints, or a (b) tensor with one token per prompt
     shape,        # (b, t, …) of the activation
-    device=None,
+    device=None,  # Of the mask
 )->Tensor:        # bool, (b t 1 …): broadcasts against the activation; raises ValueError for a token that is not there
     "Where `at` points, as a mask."
     batch, length = shape[:2]

@@ -248,7 +248,7 @@ class Recipe:
     precision:str='float32' # Of the matrix products: 'float32' or 'bfloat16' (autocast)
 
 def learning_rate(
-    recipe:Recipe,
+    recipe:Recipe, # Peak, warm-up, length
     step:int # From 0
 )->float:    # Learning rate of that step
     "Linear warm-up, then a cosine down to `floor`."
@@ -257,8 +257,8 @@ def learning_rate(
     return recipe.lr*up*(recipe.floor + (1 - recipe.floor)*(1 + math.cos(math.pi*along))/2)
 
 def optimiser(
-    model:Mamba,
-    recipe:Recipe
+    model:Mamba,   # Whose parameters
+    recipe:Recipe, # Weight decay, learning rate, betas
 ):  # `torch.optim.AdamW` with two groups
     "AdamW that decays matrices only, and never `A_log`."
     plain = [p for k,p in model.named_parameters() if p.ndim < 2 or k.endswith('A_log')]
@@ -269,7 +269,7 @@ def optimiser(
 
 # %% ../nbs/06_training.ipynb #af9231ce
 def next_token_loss(
-    model:Mamba,
+    model:Mamba,     # Any model called with tokens
     tokens:Tensor,   # (b t+1) token ids
     mask:Tensor=None, # (b t) bool: does the prediction of tokens[:, 1:] count? All do if None
 )->Tensor:           # Mean cross-entropy over the tokens that count, nats
@@ -297,9 +297,9 @@ def _resume(file, model, opt, recipe):
 def _plain(recipe): return asdict(recipe) | dict(betas=list(recipe.betas))
 
 def train_step(
-    model:Mamba,
+    model:Mamba,    # Changed in place
     opt,            # From `optimiser`
-    recipe:Recipe,
+    recipe:Recipe,  # Learning rate, clipping, precision
     step:int,       # From 0
     tokens:Tensor,  # (b t+1)
     mask:Tensor=None, # (b t) as in `next_token_loss`
@@ -317,7 +317,7 @@ def train_step(
 def train(
     model:Mamba,       # Trained in place
     batch,             # `batch(step)` -> tokens (b t+1), or (tokens, mask (b t)); depends on `step` alone
-    recipe:Recipe,
+    recipe:Recipe,     # How long and how
     folder=None,       # Where checkpoints go, and where a killed run goes on from; None for neither
     every:int=200,     # Steps between checkpoints and evaluations
     evaluate=None,     # `evaluate(model)` -> dict of numbers, for the history
