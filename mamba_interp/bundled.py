@@ -8,7 +8,7 @@ __all__ = ['MORE_PLACES', 'MORE_OBJECTS', 'STARTS', 'WORDS', 'OPENINGS', 'COUNTE
            'duplicate_rows', 'ioi_held_out', 'house_mixture', 'house_start', 'ioi_scores', 'copying_scores',
            'text_losses']
 
-# %% ../nbs/19_bundled.ipynb #ed783e4c
+# %% ../nbs/19_bundled.ipynb #d16ed555
 import random, re
 from bisect import bisect_right
 from collections import Counter
@@ -22,13 +22,13 @@ from .patching import interval
 from .tasks import NAMES, OBJECTS, PLACES, THREE_NAMES, TWO_NAMES, Prompt, Task, bos_id, from_prompts, plain_tokens, slots, token_ids
 from .training import Mixture, Recipe, Stage, mimetic, recall_rows, repeat_rows, text_rows
 
-# %% ../nbs/19_bundled.ipynb #d029c665
+# %% ../nbs/19_bundled.ipynb #e7f737d9
 MORE_PLACES = tuple('park market church hotel library museum castle farm'.split())
 MORE_OBJECTS = tuple('ring book letter flower watch key picture coat'.split())
 STARTS = 'Then','When','After','wards','Friend','While','The'
 WORDS = tuple(f' {o}' for o in NAMES+PLACES+OBJECTS+MORE_PLACES+MORE_OBJECTS)+STARTS
 
-# %% ../nbs/19_bundled.ipynb #38959979
+# %% ../nbs/19_bundled.ipynb #8881d2df
 class KneserNey:
     "Interpolated Kneser–Ney n-gram model of token ids (Chen & Goodman 1999), counted by sorting."
     def __init__(self,
@@ -71,7 +71,7 @@ class KneserNey:
         "Cross-entropy of each token that has a full context."
         return -np.log(self.prob(self.grams(stream)))
 
-# %% ../nbs/19_bundled.ipynb #230288b1
+# %% ../nbs/19_bundled.ipynb #66a6567f
 @dataclass(frozen=True)
 class Holdout:
     "What the sentences of the training mixture never contain."
@@ -99,7 +99,7 @@ def holdout(
     return Holdout(seed, frozenset(rng.sample(every,round(pairs*len(every)))), frozenset(rng.sample(sorted(names),answers)),
                    (rng.choice(THREE_NAMES),rng.choice(TWO_NAMES)))
 
-# %% ../nbs/19_bundled.ipynb #c1b70769
+# %% ../nbs/19_bundled.ipynb #8ae0ad4b
 OPENINGS = { # by number of names
     2:('Then, [A] and [B] went to the [P].', 'Afterwards [A] and [B] went to the [P].', 'Friends [A] and [B] met at the [P].',
        'After the lunch, [A] and [B] went to the [P].', 'When it was late, [A] and [B] were still at the [P].'),
@@ -155,7 +155,7 @@ def counter_sentences(
                 out += [(o+end,answers.translate(to)) for o in openings]
     return out
 
-# %% ../nbs/19_bundled.ipynb #bf39e9ce
+# %% ../nbs/19_bundled.ipynb #436082b9
 class Form(NamedTuple):
     "A sentence cut into tokens, with slots."
     first:list   # At the beginning of a text
@@ -230,7 +230,7 @@ def duplicate_rows(
     "Plain sentences in which an object, a place or a name comes again."
     return Sentences([(1,DUPLICATES)], tokenizer, hold, text)
 
-# %% ../nbs/19_bundled.ipynb #5db68844
+# %% ../nbs/19_bundled.ipynb #2c667352
 def ioi_held_out(
     kind:str,       # 'pairs', 'answers', 'templates', or 'seen' for what training could contain
     tokenizer,      # `transformers` fast tokenizer or `tokenizers.Tokenizer`
@@ -252,7 +252,7 @@ def ioi_held_out(
         prompts.append(Prompt(template, clean, clean[:m]+tuple(swap.get(o,o) for o in clean[m:]), rng.choice(PLACES+MORE_PLACES), rng.choice(OBJECTS+MORE_OBJECTS), template))
     return from_prompts(prompts, tokenizer, f'IOI, {kind}', pad=True)
 
-# %% ../nbs/19_bundled.ipynb #016ce52f
+# %% ../nbs/19_bundled.ipynb #a424879e
 def house_mixture(
     tokenizer,  # The bundled one
     text,       # (n) token stream, as from `pack`
@@ -277,7 +277,7 @@ def house_start()->Mamba: # In training mode
 
 HOUSE_RECIPE = Recipe(steps=9000, lr=4e-3, precision='bfloat16')
 
-# %% ../nbs/19_bundled.ipynb #44ef37c8
+# %% ../nbs/19_bundled.ipynb #cf8af0a4
 @torch.no_grad()
 def ioi_scores(
     model:Mamba, # Any model called with tokens

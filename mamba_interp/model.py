@@ -62,8 +62,11 @@ def causal_conv(
     tail:Tensor=None, # (b k-1 e) the inputs before `x`
 )->Tensor:            # (b t e)
     "Depthwise causal convolution along tokens."
-    past = _with_tail(x, tail, weight.shape[1])
-    return F.conv1d(past.transpose(1, 2), weight.unsqueeze(1), bias, groups=x.shape[-1]).transpose(1, 2)
+    past, length, last = _with_tail(x, tail, weight.shape[1]), x.shape[1], weight.shape[1] - 1
+    weight = weight.to(x.dtype)
+    out = past[:, last:]*weight[:, last]
+    for k in range(1, last + 1): out = torch.addcmul(out, past[:, last-k : last-k+length], weight[:, last-k])
+    return out if bias is None else out + bias
 
 # %% ../nbs/02_model.ipynb #8c2c0876
 class _Announcer(nn.Module):
@@ -97,8 +100,9 @@ def sort_taps(
     length:int, # Number of tokens of the run
 )->dict:        # Block (None outside) -> name -> function; under `state`, token -> function
     "Check taps against a model's sites and sort them by block; raises ValueError for one that would do nothing."
+    if not taps: return {}
     out, known = {}, set(sites)
-    for site, tap in (taps or {}).items():
+    for site, tap in taps.items():
         if not isinstance(site, Site): raise ValueError(f"taps are keyed by Site, got {site!r}; use Site.parse({str(site)!r}) or model.sites({str(site)!r})")
         if site._replace(pos=None) not in known: match_sites(site, sites)
         if not callable(tap): raise ValueError(f"the tap at {site} is {type(tap).__name__}, expected a function of a tensor")
@@ -139,8 +143,8 @@ class _Block(_Announcer):
         u = self.convolve(x, taps, past.conv)
         y, state = self.ssm(u, dt, taps, past.state)
         out = self.say('block_out', self.write(y, z, taps), taps)
-        tail = _with_tail(x, past.conv, self.width)[:, x.shape[1]:]
-        return resid + out.to(resid.dtype), Memory(tail, state)
+        tail = x if x.shape[1] >= self.width - 1 else _with_tail(x, past.conv, self.width)
+        return resid + out.to(resid.dtype), Memory(tail[:, tail.shape[1] - self.width + 1:].clone(), state)
 
     @property
     def width(self): return self.conv1d.kernel_size[0]
@@ -284,6 +288,7 @@ class Mamba(_Announcer):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings: self.lm_head.weight = self.embeddings.weight
         self._name_sites(('embed', 'final_resid'))
+        self._sites = all_sites(self.table, len(self.layers))
         self._initialise()
         self.eval()
 
@@ -309,7 +314,7 @@ class Mamba(_Announcer):
         pattern='*' # '*.resid', a `Site`, or a list of these
     )->list:        # `Site`s in forward order; raises ValueError if none matches
         "The model's sites that `pattern` names."
-        return match_sites(pattern, all_sites(self.table, len(self.layers)))
+        return match_sites(pattern, self._sites)
 
     def forward(self,
         tokens:Tensor, # (b t) token ids
@@ -318,7 +323,7 @@ class Mamba(_Announcer):
     )->Tensor:          # (b t v) logits, or (b v) with `at`; raises ValueError for an unknown site, a tap of another shape, tokens out of range
         "Logits, with every tapped activation replaced by what its tap returns."
         check_tokens(tokens, self.config.vocab_size)
-        taps = sort_taps(taps, self.sites(), tokens.shape[1])
+        taps = sort_taps(taps, self._sites, tokens.shape[1])
         resid, _ = self._run(self._embed(tokens, taps), taps)
         return self._unembed(resid, taps, at)
 
@@ -352,7 +357,7 @@ class Mamba(_Announcer):
         past:list=None,    # One `Memory` per block: what came before `resid`
     )->tuple:              # (b t d) residual stream after the last of `layers`; the new list of `Memory`
         "Run part of the model: from any block, and from any token given the memory of the earlier ones."
-        taps = sort_taps(taps, self.sites(), resid.shape[1])
+        taps = sort_taps(taps, self._sites, resid.shape[1])
         missed = set(taps) - set(range(len(self.layers)) if layers is None else layers)
         if missed: raise ValueError(f"taps in blocks {sorted(missed, key=str)}, which this run of blocks {list(layers or range(len(self.layers)))} does not visit")
         return self._run(resid, taps, layers, past)
@@ -533,7 +538,7 @@ def generate(
     rng = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
     new, past = tokens, None
     for _ in range(n):
-        mine = sort_taps(taps, self.sites(), new.shape[1])
+        mine = sort_taps(taps, self._sites, new.shape[1])
         resid, past = self._run(self._embed(new, mine), mine, past=past)
         logits = self._unembed(resid, mine)[:, -1]
         new = torch.multinomial((logits/temperature).softmax(-1), 1, generator=rng) if temperature else logits.argmax(-1, keepdim=True)

@@ -57,7 +57,7 @@ def _first_token(site, value):
     if site.name == 'state': return {site._replace(pos=0): Tap('patch', lambda old: value)}
     return {site: Tap('patch', lambda old: torch.cat([value.to(old).unsqueeze(1), old[:, 1:]], 1))}
 
-def _rows(past, rows): return past and [Memory(*(o[rows] for o in m)) for m in past]
+def _rows(past, rows): return past if isinstance(rows, slice) else past and [Memory(*(o[rows] for o in m)) for m in past]
 
 def _run_cell(model, site, new, resids, past, rows, t, end):
     "Logits (b v) of the prompts `rows`, with `site` at token `t` set to `new`, recomputing only what comes after."
@@ -86,7 +86,8 @@ def _restarted(model, task, tokens, values, score, bar):
         for site in sites:
             old, new = seen[site][:, t], values[site][:, t].to(resids[0].device)
             rows = ((old != new).flatten(1).any(1) & (ends >= t)).nonzero()[:, 0]
-            if len(rows): effects[site][rows, t] = score(_run_cell(model, site, new[rows], resids, past, rows, t, ends[rows]), rows) - base[rows]
+            if len(rows) == len(tokens): rows = slice(None)  # a view: nothing is copied
+            if isinstance(rows, slice) or len(rows): effects[site][rows, t] = score(_run_cell(model, site, new[rows], resids, past, rows, t, ends[rows]), rows) - base[rows]
             bar.update()
         _, past = model.run(resids[0][:, t:t+1], past=past)
     return effects
