@@ -27,7 +27,7 @@ serve:  ## Show _site/ on http://127.0.0.1:8000 (PORT=… for another)
 	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
 
 test: env  ## Run every page and every test (FLAGS="slow gpu hub" adds the flagged cells)
-	$(RUN) -m pytest -v -rs --tb=short --flags="$(FLAGS)"
+	$(RUN) -m pytest tests -v -rs --tb=short --flags="$(FLAGS)"
 
 bench: env  ## Measure the benchmarks and save their results
 	$(RUN) -m docs.pages run --save --flags=slow '90*'

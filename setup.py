@@ -1,7 +1,7 @@
 "Installs `mamba_interp`; every fact comes from `settings.ini`."
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters='=')
@@ -11,8 +11,8 @@ setup(
     name=fact['lib_name'], version=fact['version'], description=fact['description'], keywords=fact['keywords'],
     author=fact['author'], author_email=fact['author_email'], url=fact['git_url'], license='MIT',
     long_description=(here/'README.md').read_text() if (here/'README.md').exists() else '', long_description_content_type='text/markdown',
-    packages=find_packages(include=['mamba_interp*']), include_package_data=True,
-    package_data={'mamba_interp': ['*.c', 'house/*']},
+    packages=find_namespace_packages(include=['mamba_interp', 'mamba_interp.*']), include_package_data=True,
+    package_data={'mamba_interp': ['*.c'], 'mamba_interp.house': ['*']},
     python_requires='>=' + fact['min_python'],
     install_requires=fact['requirements'].split(),
     extras_require={'dev': fact['dev_requirements'].split(), 'cuda': fact['cuda_requirements'].split()},
