@@ -318,7 +318,7 @@ STYLE = """.js-plotly-plot .infolayer text, .js-plotly-plot .cartesianlayer text
 .figure-data :is(td, th) { white-space: nowrap }
 .figure-table { border-collapse: collapse; width: auto }
 .figure-table :is(td, th) { padding: .1em .5em; text-align: right }
-.figure-table th[scope=row] { text-align: left }
+.figure-table tbody th { text-align: left }
 """
 
 # %% ../nbs/04_figures.ipynb #967463a2
