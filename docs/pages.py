@@ -51,8 +51,10 @@ def kernel_env(threads=1):
     "The environment of a page's kernel: offline unless a hub model was asked for, figures saved as data."
     model = os.getenv('MAMBA_INTERP_MODEL', '')
     offline = {} if '/' in model and not Path(model).exists() else dict(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')
-    return dict(os.environ, OMP_NUM_THREADS=str(threads), PLOTLY_RENDERER='plotly_mimetype', JUPYTER_PREFER_ENV_PATH='1',
-                TQDM_DISABLE='1', **({} if os.getenv('HF_HUB_OFFLINE') else offline))
+    # glibc gives memory back after every large tensor, and taking it again costs more than most of what pages compute
+    memory = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_=str(10**10), MALLOC_TOP_PAD_=str(2**26))
+    return dict(memory, **os.environ) | dict(OMP_NUM_THREADS=str(threads), PLOTLY_RENDERER='plotly_mimetype', JUPYTER_PREFER_ENV_PATH='1',
+        TQDM_DISABLE='1', **({} if os.getenv('HF_HUB_OFFLINE') else offline))
 
 def run(page, flags=(), threads=1, timeout=1800, say=None):
     "Execute `page` in a clean kernel, from top to bottom, into `_build/pages`; cells with a flag not in `flags` keep their outputs; `say` hears of slow progress."

@@ -1,4 +1,4 @@
-/* The selective scan on a CPU, forward and backward, built on first use by `mamba_interp.scan`.
+/* The selective scan on a CPU, forward, backward, and backward between two runs, built on first use by `mamba_interp.scan`.
 
    h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,   y_t = sum_n C_t h_t
 
@@ -281,6 +281,110 @@ int NAME(scan_backward)(void **p, const int64_t *k) {
         const int64_t an = N * E, bn = nb * T * N;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < an; i++) for (int64_t c = 1; c < chunks; c++) gA[i] += gA[c * an + i];
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < bn; i++) for (int64_t c = 1; c < groups; c++) { gB[i] += gB[c * bn + i]; gC[i] += gC[c * bn + i]; }
+        free(ws);
+        RESTORE;
+    }
+    return failed;
+}
+
+/* K states of LANES channels backwards in time, with every factor the mean over two runs: what passes a change between them.
+   h and h1 are the runs' states after the last token; `near` is the step of an exponent below which a ratio would lose digits. */
+INLINE void NAME(between)(const int K, int64_t len, const V *d, const V *d1, const V *x, const V *x1, const V *g, const V *a,
+                          const V *h, const V *h1, V *gh, V *gdt, V *gx, V *gB, V *gC, const REAL *B, const REAL *B1,
+                          const REAL *C, const REAL *C1, int64_t N, const V *before, const V *decay, const V *before1, const V *decay1, REAL near) {
+    V H[TILE], H1[TILE], G[TILE];
+    for (int k = 0; k < K; k++) { H[k] = h[k]; H1[k] = h1[k]; G[k] = gh[k]; }
+    for (int64_t t = len - 1; t >= 0; t--) {
+        V step = d[t] - d1[t], xt = (x[t] + x1[t]) * (REAL).5, gy = g[t], sd = gdt[t], sx = gx[t];
+#pragma GCC unroll 8
+        for (int k = 0; k < K; k++) {
+            int64_t i = t * K + k, j = t * N + k;
+            V q = G[k] + gy * ((C[j] + C1[j]) * (REAL).5), fade = (decay[i] + decay1[i]) * (REAL).5, p = step * a[k];
+            I close = (p < near) & (p > -near);
+            V ratio = (decay[i] - decay1[i]) / p, slope = (V)(((I)ratio & ~close) | ((I)(fade * (REAL)UNSCALE) & close));
+            gC[i] += gy * ((H[k] + H1[k]) * (REAL).5);
+            gB[i] += q * xt;
+            sx += q * ((B[j] + B1[j]) * (REAL).5);
+            sd += q * ((before[i] + before1[i]) * (REAL).5) * slope * a[k];
+            G[k] = q * fade; H[k] = before[i]; H1[k] = before1[i];
+        }
+        gdt[t] = sd; gx[t] = sx;
+    }
+    for (int k = 0; k < K; k++) gh[k] = G[k];
+}
+
+/* both runs' states once more, then the above, for K states of one vector of channels */
+INLINE void NAME(pair)(const int K, int64_t T, const V *d, const V *x, const V *g, const V *a, V *gh, V *gd, V *gx, V *gB, V *gC,
+                       const REAL *B, const REAL *B1, const REAL *C, const REAL *C1, int64_t N, V *ws, const REAL *from, const REAL *from1,
+                       int64_t E, int64_t m, REAL near) {
+    V h[TILE], h1[TILE], *before = ws, *decay = ws + T * TILE, *before1 = ws + 2 * T * TILE, *decay1 = ws + 3 * T * TILE;
+    for (int k = 0; k < K; k++) { h[k] = from ? NAME(load)(from + k * E, m) : (V){0}; h1[k] = from1 ? NAME(load)(from1 + k * E, m) : (V){0}; }
+    NAME(ahead)(K, 1, T, d, x, a, h, 0, B, N, C, N, before, decay);
+    NAME(ahead)(K, 1, T, d + T, x + T, a, h1, 0, B1, N, C1, N, before1, decay1);
+    NAME(between)(K, T, d, d + T, x, x + T, g, a, h, h1, gh, gd, gx, gB, gC, B, B1, C, C1, N, before, decay, before1, decay1, near);
+}
+
+/* p: u dt A B C h0, the other run's u dt B C h0, gy ghT | gu gdt gB gC gh0, all packed;  k: b t e n threads, channels in a group.
+   gB and gC are (groups b t n); the sums end in the first group. */
+int NAME(scan_secant)(void **p, const int64_t *k) {
+    const REAL *u = p[0], *dt = p[1], *A = p[2], *B = p[3], *C = p[4], *h0 = p[5], *u1 = p[6], *dt1 = p[7], *B1 = p[8], *C1 = p[9], *h1 = p[10];
+    const REAL *gy = p[11], *ghT = p[12], near = sizeof(REAL) == 8 ? 6e-6 : 5e-3;
+    REAL *gu = p[13], *gdt = p[14], *gB = p[15], *gC = p[16], *gh0 = p[17];
+    const int64_t nb = k[0], T = k[1], E = k[2], N = k[3], nt = k[4], group = k[5] / LANES, vecs = (E + LANES - 1) / LANES, groups = (vecs + group - 1) / group;
+    int failed = 0;
+#pragma omp parallel num_threads(nt) reduction(|:failed)
+    {
+        FLUSH;
+        const int64_t TK = T * TILE;
+        V *ws = workspace(((9 + 8) * T + 2 * N + 6 * TK + 2 * T * N) * sizeof(V));
+        V *d = ws, *uu = d + 2 * T, *x = uu + 2 * T, *g = x + 2 * T, *sd = g + T, *sx = sd + T, *a = sx + T, *gh = a + N;
+        V *qB = gh + N, *qC = qB + T * N, *runs = qC + T * N;
+        failed = !ws;
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < nb * groups; item++) {
+            if (!ws) continue;
+            int64_t b = item / groups, gr = item % groups, v0 = gr * group, v1 = MIN(v0 + group, vecs);
+            const REAL *Bs = B + b * T * N, *Cs = C + b * T * N, *Bs1 = B1 + b * T * N, *Cs1 = C1 + b * T * N;
+            memset(qB, 0, 2 * T * N * sizeof(V));
+            for (int64_t v = v0; v < v1; v++) {
+                int64_t e = v * LANES, m = MIN(LANES, E - e);
+                for (int64_t n = 0; n < N; n++) {
+                    a[n] = NAME(load)(A + n * E + e, m) * SCALE;
+                    gh[n] = ghT ? NAME(load)(ghT + (b * N + n) * E + e, m) : (V){0};
+                }
+                for (int64_t t = 0; t < T; t++) {
+                    int64_t i = (b * T + t) * E + e;
+                    d[t] = NAME(load)(dt + i, m); d[T + t] = NAME(load)(dt1 + i, m);
+                    uu[t] = NAME(load)(u + i, m); uu[T + t] = NAME(load)(u1 + i, m);
+                    x[t] = d[t] * uu[t]; x[T + t] = d[T + t] * uu[T + t];
+                    g[t] = NAME(load)(gy + i, m); sd[t] = sx[t] = (V){0};
+                }
+                for (int64_t n = 0; n < N;) {
+                    const REAL *f = h0 ? h0 + (b * N + n) * E + e : 0, *f1 = h1 ? h1 + (b * N + n) * E + e : 0;
+                    const int K = n + TILE <= N ? TILE : 1;
+                    if (K == TILE) NAME(pair)(TILE, T, d, x, g, a + n, gh + n, sd, sx, qB + n * T, qC + n * T, Bs + n, Bs1 + n, Cs + n, Cs1 + n, N, runs, f, f1, E, m, near);
+                    else NAME(pair)(1, T, d, x, g, a + n, gh + n, sd, sx, qB + n * T, qC + n * T, Bs + n, Bs1 + n, Cs + n, Cs1 + n, N, runs, f, f1, E, m, near);
+                    n += K;
+                }
+                for (int64_t t = 0; t < T; t++) {
+                    int64_t i = (b * T + t) * E + e;
+                    NAME(store)(gu + i, sx[t] * (d[t] + d[T + t]) * (REAL).5, m);
+                    NAME(store)(gdt + i, sx[t] * (uu[t] + uu[T + t]) * (REAL).5 + sd[t], m);
+                }
+                if (gh0) for (int64_t n = 0; n < N; n++) NAME(store)(gh0 + (b * N + n) * E + e, gh[n], m);
+            }
+            REAL *pB = gB + (gr * nb + b) * T * N, *pC = gC + (gr * nb + b) * T * N;
+            for (int64_t n = 0; n < N;) {
+                const int K = n + TILE <= N ? TILE : 1;
+                for (int64_t t = 0; t < T; t++) for (int i = 0; i < K; i++) {
+                    pB[t * N + n + i] = NAME(total)(qB[n * T + t * K + i]); pC[t * N + n + i] = NAME(total)(qC[n * T + t * K + i]);
+                }
+                n += K;
+            }
+        }
+        const int64_t bn = nb * T * N;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < bn; i++) for (int64_t c = 1; c < groups; c++) { gB[i] += gB[c * bn + i]; gC[i] += gC[c * bn + i]; }
         free(ws);

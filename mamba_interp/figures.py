@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['GREY', 'PALETTE', 'DIVERGING', 'SEQUENTIAL', 'HOUSE', 'CONFIG', 'SCRIPT', 'STYLE', 'Html', 'table', 'Figure',
-           'heatmap', 'attention_map', 'lines', 'bars', 'token_strip', 'site_assets']
+           'heatmap', 'attention_map', 'lines', 'bars', 'token_strip', 'circuit_map', 'site_assets']
 
 # %% ../nbs/04_figures.ipynb #afc65c4d
 import html, json, re
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 import numpy as np, pandas as pd, plotly.io as pio, plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
+from .sites import Site, _nearest
 
 # %% ../nbs/04_figures.ipynb #80622b58
 GREY = '#7a7a7a'
@@ -27,7 +31,7 @@ HOUSE = go.layout.Template(layout=dict(
     margin=dict(l=10, r=10, t=40, b=10), legend=dict(orientation='h', y=1.02, yanchor='bottom', bgcolor='rgba(0,0,0,0)'),
     hoverlabel=dict(bgcolor='#333', bordercolor=GREY, font_color='#fff'),
     modebar=dict(bgcolor='rgba(0,0,0,0)', color=GREY, activecolor=PALETTE[0])))
-CONFIG = dict(responsive=True, displaylogo=False, showSendToCloud=False, typesetMath=False)
+CONFIG = dict(responsive=True, displaylogo=False, toImageButtonOptions=dict(format='svg'), showSendToCloud=False, typesetMath=False)
 
 # %% ../nbs/04_figures.ipynb #3a1810fe
 def _text(v):
@@ -67,6 +71,7 @@ class Figure(go.Figure):
     "A plotly figure that displays as plotly where that is known, and as a table of its numbers elsewhere."
     _ipython_display_ = None   # plotly's own would go before the mime bundle, and leave out the table
     _numbers = ''
+    _still = None              # draws it as SVG, where that needs no plotly.js
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
         if pio.renderers.default in ('colab', 'kaggle', 'databricks'): return super()._repr_mimebundle_(include, exclude, **kwargs)
@@ -80,7 +85,24 @@ class Figure(go.Figure):
         "The numbers as a folding table that also carries the drawing (`data-plotly`) for a page with plotly.js."
         data = html.escape(json.dumps(self._drawing(), separators=(',', ':')), quote=False).replace("'", '&#39;')
         table = f'<details open><summary>The numbers</summary><div style="overflow-x:auto">\n{self._numbers}\n</div></details>' if self._numbers else ''
-        return f"<div class=\"figure-data\" data-plotly='{data}'>\n<!--| quarto-html-table-processing: none -->\n{table}</div>"
+        return f"<div class=\"figure-data\" data-plotly='{data}'>\n<!--| quarto-html-table-processing: none -->\n{self._image()}{table}</div>"
+
+    def _image(self):
+        "The still drawing as an HTML image, or nothing."
+        data = self._still and quote(self.to_svg(), safe=" <>/:;=,()'+!@")
+        return f'<img class="figure-still" style="max-width:100%" alt="{html.escape(repr(self))}; its numbers are in the table below" src="data:image/svg+xml,{data}">\n' if data else ''
+
+    def to_svg(self)->str: # SVG
+        "The drawing for print: vectors, no script; raises `ValueError` for a figure that only a browser draws."
+        if not self._still: raise ValueError(f'{self!r} is drawn by a browser only: there the camera button above it saves it as SVG; `to_svg` and `save` are for circuit maps')
+        return self._still(self)
+
+    def save(self,
+        path # Where to, ending in `.svg`
+    ): # Raises `ValueError` for another ending, and as `to_svg`
+        "Write the drawing to a file, without a browser."
+        if Path(path).suffix != '.svg': raise ValueError(f'{str(path)!r} should end in .svg: figures are saved as vector graphics')
+        Path(path).write_text(self.to_svg(), encoding='utf-8')
 
 # %% ../nbs/04_figures.ipynb #54f59f3b
 _CELLS = 1500  # Longer tables show every k-th row
@@ -292,6 +314,251 @@ def token_strip(
     data = html.escape(json.dumps(props), quote=False).replace("'", '&#39;')
     return Html(f"{f'<p>{_text(caption)}</p>' if caption else ''}<div class=\"token-strip\" style=\"white-space:pre-wrap;line-height:1.7\" data-circuitsvis='{data}'>{words}</div>")
 
+# %% ../nbs/04_figures.ipynb #bc4e01eb
+_COLOUR = dict(depth=PALETTE[0], lag=PALETTE[1], receiver=PALETTE[3], gate='#A6761D', time=PALETTE[2])
+_ROWS = ['resid', 'x', 'conv', 'Δ', 'B', 'C', 'value', 'skip', 'state', 'y', 'z', 'gate', 'block_out']   # of a block, from the bottom
+_ROW = {o: o for o in _ROWS} | dict(read_x='x', read_z='z', u='conv', conv_lag='conv', to_dt='Δ', dt='Δ', to_B='B', to_C='C', to_value='value', to_skip='skip')
+_FIXED = [o.split() for o in ('resid x', 'resid z', 'Δ state', 'B state', 'value state', 'C y', 'y block_out', 'skip block_out', 'gate block_out')]
+
+class _Wire(NamedTuple):
+    "An edge with its place: rows are (block, row within it), columns are numbers."
+    text:str; kind:str; lag:int; bottom:tuple; top:tuple; left:float; right:float
+
+def _field(o, name):
+    "A field of a record, whether that is a dict or an object; None where it has none."
+    o = o.get(name) if isinstance(o, dict) else getattr(o, name, None)
+    return o.item() if hasattr(o, 'item') else o
+
+def _columns_of(tokens):
+    "`{label: column}` and the columns' text."
+    if tokens is None: tokens = {None: 'all tokens'}
+    if isinstance(tokens, dict): return {k: i for i,k in enumerate(tokens)}, list(tokens.values())
+    tokens = _labels(tokens)
+    return {o: i for i,o in enumerate(tokens) if tokens.count(o)==1} | {i: i for i in range(len(tokens))}, tokens
+
+def _before(label, lag):
+    "What stands `lag` tokens before `label`: 5, 2 -> 3; 'IO+2', 2 -> 'IO'."
+    if not isinstance(label, str): return (label, lag) if label is None else label-lag
+    base,_,n = label.rpartition('+') if re.fullmatch(r'.+\+\d+', label) else (label, '', 0)
+    n = int(n)-lag
+    return base + (f'{n:+}' if n else '')
+
+def _row(site):
+    "(block, row) of a site; raises `ValueError` for one that no edge begins or ends at."
+    if site.layer is None and site.name in ('embed', 'final_resid'): return (-1, 0) if site.name=='embed' else (np.inf, 0)
+    if site.name not in _ROW: raise ValueError(f'{site} has no row in the drawing; rows are embed, {", ".join(_ROW)} and final_resid')
+    return site.layer, _ROWS.index(_ROW[site.name])
+
+def _kind(src, dst, lag):
+    if lag is not None: return 'lag'
+    if src.name=='state': return 'time'
+    if dst.layer is None or _ROW[dst.name] in ('resid', 'x', 'z'): return 'depth'
+    return 'gate' if dst.name=='gate' else 'receiver'
+
+def _wire(o, place):
+    "A record as a `_Wire`; raises `ValueError` where an end of it is not in the drawing, or it runs down or back."
+    src,dst = (Site.parse(_field(o, k)) for k in ('src', 'dst'))
+    at,since,lag = (_field(o, k) for k in ('at', 'since', 'lag'))
+    bottom,top = _row(src),_row(dst)
+    text = f'{src}{"" if since is None else f" @ {since}"} -> {dst}{"" if lag is None else f" lag {lag}"}{"" if at is None else f" @ {at}"}'
+    early = _before(at, lag) if lag else at if since is None else since
+    for label in (at,) if lag else (at, early):
+        if label not in place: raise ValueError(f'{text!r} has no column {label!r}; the closest are {_nearest(str(label), [*map(str, place)])}')
+    left,right = place.get(early, place[at]-.15-.1*(lag or 0)),place[at]   # a lag from a token without a column comes in from the left
+    if bottom>=top or left>right or lag and isinstance(early, int) and early<0: raise ValueError(f'{text!r} runs down or back: an edge leads up, and to the same token or a later one')
+    return _Wire(text, _kind(src, dst, lag), lag, bottom, top, left, right)
+
+def _wires(edges, place):
+    "Every record once; raises `ValueError` where there is none, or one comes twice."
+    wires = [_wire(o, place) for o in edges]
+    if not wires: raise ValueError('there is nothing to draw: the circuit has no edges')
+    texts = [o.text for o in wires]
+    if len(set(texts))<len(texts): raise ValueError(f'{next(o for o in texts if texts.count(o)>1)!r} is given twice')
+    return wires
+
+# %% ../nbs/04_figures.ipynb #471c3cba
+def _nodes(wires): return {o for w in wires for o in ((w.bottom, w.left), (w.top, w.right)) if o[1]%1==0}
+
+def _lanes(spans):
+    "A lane for each `(low, high)`, from 1: none meets another in its lane, and each is above those that it contains."
+    lanes = {}
+    for i in sorted(range(len(spans)), key=lambda i: spans[i][1]-spans[i][0]):
+        low,high = spans[i]
+        met = {j: n for j,n in lanes.items() if spans[j][0]<high and low<spans[j][1]}
+        within = max((n for j,n in met.items() if low<=spans[j][0] and spans[j][1]<=high), default=0)
+        lanes[i] = next(n for n in count(within+1) if n not in met.values())
+    return [lanes[i] for i in range(len(spans))]
+
+def _runs(wires):
+    "`{index: (lane, lanes)}` of the time edges from token to token, block by block."
+    blocks = {}
+    for i,w in enumerate(wires):
+        if w.kind=='time' and w.left<w.right: blocks.setdefault(w.top, []).append(i)
+    lanes = {k: _lanes([(wires[i].left, wires[i].right) for i in v]) for k,v in blocks.items()}
+    return {i: (n, max(lanes[k])) for k,v in blocks.items() for i,n in zip(v, lanes[k])}
+
+def _heights(wires, runs):
+    "`{row: height}` of the rows in use, and `{height: text}` of the blocks left out between them."
+    rows = sorted({o for w in wires for o in (w.bottom, w.top)})
+    wide = {w.top: .6 for w in wires if w.left<w.right} | {wires[i].top: min(.3+.35*n, 3) for i,(_,n) in runs.items()}
+    y,skipped = {rows[0]: 0.},{}
+    for low,row in zip(rows, rows[1:]):
+        first,last = low[0]+1,row[0]-1
+        gap = first<=last<np.inf
+        y[row] = y[low] + 1 + wide.get(row, 0) + .5*(low[0]<row[0]) + .8*gap
+        if gap: skipped[(y[low]+y[row])/2] = f'{first}–{last} unused' if first<last else f'{first} unused'
+    return y, skipped
+
+def _fixed(nodes):
+    "The wiring inside a block that no record stands for, between nodes in use."
+    pairs = [[_ROWS.index(o) for o in pair] for pair in _FIXED]
+    return [_Wire('', 'fixed', None, (l, a), (l, b), t, t) for (l,r),t in sorted(nodes) for a,b in pairs if r==a and ((l, b), t) in nodes]
+
+def _bows(wires, y, nodes):
+    "How far each wire swings out of its column: nothing, unless nodes stand in its way; the longer, the farther; left and right by turns."
+    bows,columns = [0.]*len(wires),{}
+    for i,w in enumerate(wires):
+        if w.left==w.right and any(c==w.left and y[w.bottom]<y[r]<y[w.top] for r,c in nodes): columns.setdefault(w.left, []).append(i)
+    for own in columns.values():
+        lanes = _lanes([(y[wires[i].bottom], y[wires[i].top]) for i in own])
+        step = min(.22, .44/((max(lanes)+1)//2))
+        for i,n in zip(own, lanes): bows[i] = (-1)**n*step*((n+1)//2)
+    return bows
+
+def _bezier(n, *points):
+    "`n` points of a cubic curve, closer at its ends, where it turns."
+    a,b,c,d = np.array(points, dtype=float)
+    t = (1-np.cos(np.linspace(0, np.pi, n)))[:,None]/2
+    return (1-t)**3*a + 3*t*(1-t)**2*b + 3*t**2*(1-t)*c + t**3*d
+
+def _curve(w, y, bow, run, n):
+    "Points (n 2) of a wire: straight up, a bow, an S from token to token, or a run in a lane of its own."
+    (a,low),(b,high) = (w.left, y[w.bottom]),(w.right, y[w.top])
+    if run:
+        lane,turn = low + (high-low)*(.1+.75*run[0]/run[1]),min(.5, (b-a)/2)
+        flat = np.linspace(a+turn, b-turn, 1+int(b-a))[1:-1]
+        return np.concatenate([_bezier(n//2+1, (a, low), (a, lane), (a, lane), (a+turn, lane)), np.stack([flat, flat*0+lane], 1), _bezier(n//2+1, (b-turn, lane), (b, lane), (b, lane), (b, high))])
+    if a<b: return _bezier(n, (a, low), (a, .4*low+.6*high), (b, .6*low+.4*high), (b, high))
+    if not bow: return np.linspace((a, low), (b, high), 3+int(high-low))
+    return _bezier(max(n, int(high-low)), (a, low), (a+bow*4/3, .8*low+.2*high), (a+bow*4/3, .2*low+.8*high), (a, high))
+
+# %% ../nbs/04_figures.ipynb #e70fa438
+def circuit_map(
+    edges,          # Records (objects or dicts) with `src` and `dst` (sites); `at`, the token (an index or a name, None: all); lag edges `lag`, time edges `since`, the token read
+    scores,         # (edges) numbers; wider lines are farther from 0, dashed ones above it
+    tokens=None,    # The columns: the tokens' text, span names, or `{label: text}`; None: edges are summed over tokens
+    interval=None,  # `(low, high)`, each (edges)
+    names=('token', 'site', 'score'), # What x, y and the scores are, with the unit
+    **layout        # Anything else that plotly's `update_layout` takes
+)->Figure:          # The figure
+    "A circuit as tokens by depth; raises `ValueError` for no edge, one given twice, one that is not in the drawing, or a score that is no number."
+    edges = list(edges)
+    place,words = _columns_of(tokens)
+    wires = _wires(edges, place)
+    v,band = _array(scores, (len(wires),), 'scores'),_interval(interval, (len(wires),), 'scores')
+    if bad := [w.text for w,o in zip(wires, v) if not np.isfinite(o)]: raise ValueError(f'{len(bad)} of {len(v)} scores are no numbers, the first at {bad[0]!r}')
+    nodes,runs = _nodes(wires),_runs(wires)
+    y,skipped = _heights(wires, runs)
+    fixed = _fixed(nodes)
+    bows = _bows(wires+fixed, y, nodes)
+    curves = [_plain(_curve(w, y, bows[i], runs.get(i), 15 if len(words)>12 else 31), 5) for i,w in enumerate(wires+fixed)]
+    score,most = _tuples(v, band),np.abs(v).max() or 1
+    fig = Figure(_legend(wires, v, names[2]))
+    if fixed: fig.add_trace(_line([p for c in curves[len(wires):] for p in (*c, (None, None))], name='fixed wiring', hoverinfo='skip', line=dict(color=GREY, width=1, dash='2px,3px')))
+    order = np.argsort(-np.abs(v), kind='stable')
+    for i in order: fig.add_trace(_edge(wires[i], curves[i], v[i]/most, f'{names[2]} {_text(score[i])}'))
+    fig.add_trace(_dots(nodes, y, words))
+    _frame(fig, y, skipped, words, names)
+    fig._still = _svg
+    if any(k.startswith('title') for k in layout): layout = dict(margin_t=110) | layout   # the legend may take two lines
+    return _figure(fig, [('', [[wires[i].text, wires[i].kind, score[i]] for i in order], ['edge', 'kind', names[2]])], layout)
+
+def _line(points, **settings): return go.Scatter(dict(mode='lines') | settings, x=[o[0] for o in points], y=[o[1] for o in points])
+
+_ALONG = {1: .57, 2: .36, 3: .64}   # where along its line a lag is written: clear of the others that leave or reach the same token
+
+def _edge(w, curve, share, score):
+    "One record's line."
+    along = round(_ALONG.get(w.lag, .5)*(len(curve)-1))
+    label = dict(mode='lines+text', text=[str(w.lag) if i==along else '' for i in range(len(curve))], textposition='bottom right', textfont_size=11) if w.lag else {}
+    return _line(curve, name=w.text, legendgroup=w.kind, showlegend=False, opacity=.85, hovertemplate=f'{_label(w.text)}<br>{_label(score)}<extra></extra>',
+        line=dict(color=_COLOUR[w.kind], width=_plain(1+5*abs(share)), dash='6px,4px' if share>0 else 'solid'), **label)
+
+def _legend(wires, v, name):
+    "A line for each kind, for the sign, and for the width."
+    def entry(text, group, **line): return go.Scatter(x=[None], y=[None], mode='lines', name=text, legendgroup=group, line=line)
+    kinds,name = [o.kind for o in wires],_label(name)
+    out = [entry(f'{k} ({kinds.count(k)})', k, color=c, width=3) for k,c in _COLOUR.items() if k in kinds]
+    if (v>0).any(): out.append(entry(f'{name} > 0', 'sign', color=GREY, width=3, dash='6px,4px'))
+    return out + [entry(f'|{name}| = {_text(float(np.abs(v).max()))}', 'width', color=GREY, width=6)]
+
+def _site(row): return 'embed' if row[0]==-1 else 'final_resid' if row[0]==np.inf else f'{row[0]}.{_ROWS[row[1]]}'
+
+def _dots(nodes, y, words):
+    nodes = sorted(nodes)
+    return go.Scatter(x=[c for _,c in nodes], y=_plain([y[r] for r,_ in nodes], 5), mode='markers', name='nodes', showlegend=False, marker=dict(color=GREY, size=7),
+        hovertext=[f'{_site(r)}, {_label(words[c])}' for r,c in nodes], hoverinfo='text')
+
+def _frame(fig, y, skipped, words, names):
+    "Axes, and a band behind every block."
+    top = max(y.values())
+    blocks = {l: [h for (m,_),h in y.items() if m==l] for l in dict.fromkeys(l for l,_ in y) if 0<=l<np.inf}
+    for h in blocks.values(): fig.add_shape(type='rect', layer='below', x0=-.6, x1=len(words)-.4, y0=_plain(min(h)-.45, 5), y1=_plain(max(h)+.45, 5), line_width=0, fillcolor=GREY, opacity=.1)
+    ticks = {h: _site(r) for r,h in y.items()} | skipped
+    unit = float(np.clip(700/(top+1), 15, 26))
+    fig.update_xaxes(**_axis(words)[1] | dict(title_text=names[0], range=[-.6, len(words)-.4], zeroline=False))
+    fig.update_yaxes(title_text=names[1], tickmode='array', tickvals=_plain(list(ticks), 5), ticktext=list(ticks.values()), tickfont_size=10 if unit<17 else 11, range=[-.6, _plain(top+.6, 5)], showgrid=False, zeroline=False)
+    fig.update_layout(height=round(unit*(top+1.2)+150), hovermode='closest', legend_y=1+_plain(10/(unit*(top+1.2))))
+
+# %% ../nbs/04_figures.ipynb #48073ed5
+def _pen(line):
+    "SVG attributes of a plotly line."
+    return f'fill="none" stroke="{line.color}" stroke-width="{line.width:.3g}"' + (f' stroke-dasharray="{line.dash.replace("px", "")}"' if line.dash not in (None, 'solid') else '')
+
+def _said(text, x, y, end='start', turn=0, size=11):
+    "A text as SVG; plotly's markup is left out."
+    text = html.escape(html.unescape(re.sub('<[^>]*>', ' ', str(text))), quote=False)
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{end}" font-size="{size}" fill="currentColor"' + (f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else '') + f'>{text}</text>'
+
+def _trace(o, px, py):
+    "A plotly trace as SVG: its line, markers and text, under its hover text."
+    at = [None if a is None else (px(a), py(b)) for a,b in zip(o.x, o.y)]
+    runs = ' '.join(','.join(f'{v:.1f}' for v in p) if p else ';' for p in at).split(';')
+    out = [f'<polyline points="{run.strip()}" {_pen(o.line)}/>' for run in runs if 'lines' in o.mode and run.strip()]
+    if 'markers' in o.mode: out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{o.marker.size/2}" fill="{o.marker.color}"><title>{t}</title></circle>' for (a,b),t in zip(at, o.hovertext)]
+    if 'text' in o.mode: out += [_said(t, a+2, b+11) for (a,b),t in zip(at, o.text) if t]
+    hover = (o.hovertemplate or '').replace('<extra></extra>', '').replace('<br>', '\n')
+    return f'<g opacity="{o.opacity or 1}">{f"<title>{hover}</title>" if hover else ""}{"".join(out)}</g>'
+
+def _key(entries, left, width, top):
+    "The legend, in as many lines as it needs, and the height below it."
+    out,x = [],left
+    for o in entries:
+        need = 46+6.6*len(html.unescape(o.name))
+        if x+need>width: x,top = left,top+20
+        out.append(f'<line x1="{x:.0f}" x2="{x+26:.0f}" y1="{top}" y2="{top}" {_pen(o.line)}/>' + _said(o.name, x+32, top+4))
+        x += need
+    return out, top+24
+
+def _svg(fig):
+    "A circuit map as SVG, from the figure's own traces and axes."
+    x,y,title = fig.layout.xaxis,fig.layout.yaxis,fig.layout.title.text
+    left,shown = 14+6.4*max(len(html.unescape(o)) for o in y.ticktext),[o for o in fig.data if o.visible!=False]
+    width = max(640, left+30*(x.range[1]+.4)+10)
+    key,top = _key([o for o in shown if o.showlegend!=False], left, width, 40 if title else 16)
+    tall,(a,b),(c,d) = fig.layout.height-150,x.range,y.range
+    px,py = lambda o: left+(o-a)/(b-a)*(width-left-10),lambda o: top+(d-o)/(d-c)*tall
+    long = max(len(html.unescape(str(o))) for o in x.ticktext)*6.4
+    turn = long>px(1)-px(0)
+    height = top+tall+40+(.7*long if turn else 10)
+    draw = [f'<rect x="{px(o.x0):.1f}" y="{py(o.y1):.1f}" width="{px(o.x1)-px(o.x0):.1f}" height="{py(o.y0)-py(o.y1):.1f}" fill="{o.fillcolor}" opacity="{o.opacity}"/>' for o in fig.layout.shapes]
+    draw += [f'<line x1="{px(o):.1f}" x2="{px(o):.1f}" y1="{top}" y2="{top+tall}" stroke="{GREY}" stroke-opacity=".25"/>' for o in x.tickvals]
+    draw += [_trace(o, px, py) for o in shown if o.x!=(None,)]
+    draw += [_said(t, left-6, py(o)+4, 'end') for o,t in zip(y.tickvals, y.ticktext)]
+    draw += [_said(t, px(o)+4*turn, top+tall+14, 'end' if turn else 'middle', -45*turn) for o,t in zip(x.tickvals, x.ticktext)]
+    draw += [_said(x.title.text, (left+width)/2, height-8, 'middle', size=13)] + ([_said(title, left, 18, size=15)] if title else [])
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" font-family="system-ui, sans-serif" color="{GREY}" role="img" aria-label="{html.escape(repr(fig))}"><style>@media (prefers-color-scheme: light) {{ svg {{ color: #333 }} }}</style>{"".join(key+draw)}</svg>'
+
 # %% ../nbs/04_figures.ipynb #6ac27268
 SCRIPT = """(() => {
   const draw = () => {
@@ -316,6 +583,12 @@ STYLE = """.js-plotly-plot .infolayer text, .js-plotly-plot .cartesianlayer text
 .figure-data summary { cursor: pointer; font-size: smaller }
 .figure-data table { font-size: smaller }
 .figure-data :is(td, th) { white-space: nowrap }
+.figure-data .js-plotly-plot ~ .figure-still { display: none }
+@media print {
+  .figure-data { break-inside: avoid }
+  .figure-data .js-plotly-plot:has(~ .figure-still) { display: none }
+  .figure-data .js-plotly-plot ~ .figure-still { display: block; max-height: 95vh }
+}
 .figure-table { border-collapse: collapse; width: auto }
 .figure-table :is(td, th) { padding: .1em .5em; text-align: right }
 .figure-table tbody th { text-align: left }
