@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Circuit', 'jaccard', 'fingerprint', 'save', 'load', 'Scores', 'exact_scores', 'edge_scores', 'ranking', 'top',
-           'above', 'backwards', 'acdc']
+           'above', 'backwards', 'acdc', 'share', 'accuracy', 'Curve', 'Minimal', 'minimal_set', 'prune', 'connected']
 
 # %% ../nbs/10_circuits.ipynb #a8a85c98
 import hashlib, json, math, os
@@ -26,12 +26,12 @@ from .tasks import Task
 def _written(file, value):
     "Write JSON so that `file` is at every moment whole."
     new = Path(f'{file}.new')
-    new.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+    new.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding='utf8')
     os.replace(new, file)
 
 def _read(file, what):
     "Read JSON that says it is `what`; ValueError for anything else."
-    try: value = json.loads(Path(file).read_text())
+    try: value = json.loads(Path(file).read_text(encoding='utf8'))
     except ValueError as e: raise ValueError(f"{file} is damaged or no JSON ({e})") from e
     if not isinstance(value, dict) or value.get('what') != what: raise ValueError(f"{file} is no {what}: expected a JSON object with \"what\": {what!r}")
     return value
@@ -125,16 +125,16 @@ def load(
     try: own, how, edges, n = Graph(**{k: tuples(v) for k,v in value['graph'].items()}), value['how'], value['edges'], value['n_edges']
     except (KeyError, TypeError, AttributeError) as e: raise ValueError(f"{file} is damaged: {type(e).__name__} {e}") from e
     if graph is not None and graph != own: raise ValueError(f"{file} is a circuit of {own!r}, not of {graph!r}")
-    if model is not None: _about(file, own, how, model)
+    if model is not None: _same_model(own, model, file, how)
     found = Circuit(own, edges, how)
     if len(found) != n: raise ValueError(f"{file} is damaged: it should have {n} edges, but has {len(found)}")
     return found
 
-def _about(file, graph, how, model):
-    "Raise ValueError unless a circuit is about `model`."
+def _same_model(graph, model, what='the graph', how={}):
+    "Raise ValueError unless `graph`, and `how` if it says, are about `model`."
     mine = Graph.of(model)
-    if any(getattr(graph, k) != getattr(mine, k) for k in ('model_type', 'n_layers', 'width')): raise ValueError(f"{file} is a circuit of {graph!r}, which is no graph of this {mine.model_type} of {mine.n_layers} blocks")
-    if (name := how.get('fingerprint')) and name != (this := fingerprint(model)): raise ValueError(f"{file} was found in {how.get('model')!r} with weights {name}; this model's weights are {this}")
+    if any(getattr(graph, k) != getattr(mine, k) for k in ('model_type', 'n_layers', 'width')): raise ValueError(f"{what} is about another model: {graph!r} with a convolution of width {graph.width} is no graph of this {mine.model_type} of {mine.n_layers} blocks, width {mine.width}")
+    if (theirs := how.get('fingerprint')) and theirs != (this := fingerprint(model)): raise ValueError(f"{what} was found in {how.get('model')!r} with weights {theirs}; this model's weights are {this}")
 
 Circuit.save, Circuit.load = save, staticmethod(load)
 
@@ -219,12 +219,17 @@ def exact_scores(
     from tqdm.auto import tqdm
     graph = patcher.graph
     asked = range(len(graph)) if edges is None else [graph.index(o) for o in edges]
+    _differs(patcher)
     values = torch.full((len(patcher.plain), len(graph)), math.nan, dtype=patcher.plain.dtype, device=patcher.plain.device)
     for i in tqdm(asked, disable=not progress, unit='edge'):
         patched = torch.zeros(len(graph), dtype=torch.bool)
         patched[i] = True
         values[:, i] = patcher.metric(patched) - patcher.plain
     return Scores(graph, values, 'exact', dict(method='exact') | _patched(patcher))
+
+def _differs(patcher):
+    "Raise ValueError if the metric does not see the edges at all."
+    if torch.equal(patcher.plain, patcher.ablated): raise ValueError("the metric is the same with all edges patched as with none, on every prompt: it does not depend on the model, or clean and corrupt prompts agree")
 
 def _patched(patcher):
     "`_origin` of a patcher; what stands in for one need not say."
@@ -240,22 +245,17 @@ def edge_scores(
     spans:Spans=None, # Of these prompts, for a graph labelled by spans
     metric=None,      # `metric(task, logits (b v))` -> (b); the logit difference if None
     base='clean',     # The run whose edges take the other's messages
-    batch:int=8,      # Prompts at a time
+    batch:int=8,      # Prompts at a time, for all but 'exact'
     progress:bool=False, # Show a progress bar?
 )->Scores:            # raises ValueError for an unknown method or base, a graph of another model, or a metric that does not depend on it
     "What each edge does, for all edges of a graph: two forward runs and a backward one (for 'ig' times `steps`)."
     from tqdm.auto import tqdm
     if method != 'exact' and method not in METHODS: raise ValueError(f"method should be one of {', '.join(map(repr, METHODS))} or 'exact', not {method!r}")
-    patch = lambda part, where: exact_scores(EdgePatcher(model, graph, part, where, base=base, metric=metric)).values
-    score = patch if method == 'exact' else lambda part, where: _estimates(model, part, graph, method, steps, where, metric, base)
     _same_model(graph, model)
-    done = [score(task[i:i+batch], None if spans is None else spans[i:i+batch]) for i in tqdm(range(0, len(task), batch), disable=not progress, unit='batch')]
+    if method == 'exact': return exact_scores(EdgePatcher(model, graph, task, spans, base=base, metric=metric), progress=progress)
+    parts = [(task[i:i+batch], None if spans is None else spans[i:i+batch]) for i in range(0, len(task), batch)]
+    done = [_estimates(model, part, graph, method, steps, where, metric, base) for part,where in tqdm(parts, disable=not progress, unit='batch')]
     return Scores(graph, torch.cat(done), method, dict(method=method) | _origin(model, task, metric, base) | (dict(steps=steps) if method == 'ig' else {}))
-
-def _same_model(graph, model, what='the graph'):
-    "Raise ValueError unless `graph` is one of `model`."
-    mine = Graph.of(model)
-    if any(getattr(graph, k) != getattr(mine, k) for k in ('model_type', 'n_layers', 'width')): raise ValueError(f"{what} is about another model: {graph!r} with a convolution of width {graph.width}; this is a {mine.model_type} of {mine.n_layers} blocks, width {mine.width}")
 
 def _estimates(model, task, graph, method, steps, spans, metric, base):
     "(b E) scores of some prompts."
@@ -328,6 +328,7 @@ class _Evaluations:
         self.log = []
     def _resume(self):
         value = _read(self.file, 'run of acdc')
+        if not isinstance(value.get('about'), dict) or not isinstance(value.get('values'), list): raise ValueError(f"{self.file} is damaged: a run of acdc has an object \"about\" and a list \"values\"")
         theirs, mine = value['about'], self.about
         if bad := [k for k in mine | theirs if theirs.get(k) != mine.get(k)]: raise ValueError(f"{self.file} belongs to another run ({', '.join(f'{k} is {theirs.get(k)!r} there, {mine.get(k)!r} here' for k in bad)}): give this run a file of its own")
         return value['values']
@@ -355,13 +356,14 @@ def acdc(
     "Remove what the metric does not miss (ACDC, Conmy et al. 2023), by recursive halving with rollback (Ensign & Garriga-Alonso 2024)."
     from tqdm.auto import tqdm
     if not threshold > 0: raise ValueError(f"the threshold should be positive, got {threshold}: every removal changes the metric by at least 0")
-    graph, keep = patcher.graph, torch.ones(len(patcher.graph), dtype=torch.bool) if start is None else _of(start, patcher.graph).mask.clone()
+    graph = patcher.graph
+    keep = torch.ones(len(graph), dtype=torch.bool) if start is None else _fits(patcher, start.graph, 'circuit') and start.mask.clone()
     tried = [i for i in _sequence(graph, order) if keep[i]]
     chunk = min(chunk or len(tried), len(tried))
-    about = _patched(patcher) | dict(method='acdc', threshold=threshold, edges=len(graph), tried=_hash([keep.tolist(), tried]), chunk=chunk)
-    known = _Evaluations(checkpoint, about | dict(graph=_hash(list(map(str, graph.edges)))))
-    value = lambda mask: known(mask, lambda: float(patcher.metric(~mask).double().mean()))
     _differs(patcher)
+    about = _patched(patcher) | dict(method='acdc', threshold=threshold, tried=_hash([list(map(str, graph.edges)), keep.tolist(), tried]), chunk=chunk)
+    known = _Evaluations(checkpoint, about | {k: f'{getattr(patcher, k).double().mean():.3g}' for k in ('plain', 'ablated')})
+    value = lambda mask: known(mask, lambda: float(patcher.metric(~mask).double().mean()))
     now, chunks = value(keep), [tried[i:i+chunk] for i in range(0, len(tried), chunk)][::-1]
     with tqdm(total=len(tried), disable=not progress, unit='edge') as bar:
         while chunks:
@@ -376,18 +378,170 @@ def acdc(
 
 def _hash(value): return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
-def _of(circuit, graph):
-    "A circuit, if it is of this graph."
-    if circuit.graph != graph: raise ValueError(f"the circuit is of {circuit.graph!r}, but the patcher's graph is {graph!r}")
-    return circuit
+def _fits(patcher, graph, what='scores'):
+    "Raise ValueError unless a patcher works on `graph`."
+    if patcher.graph != graph: raise ValueError(f"the {what} should be of the patcher's graph, {patcher.graph!r}, but is of {graph!r}")
+    return True
 
 def _sequence(graph, order):
     "Numbers of edges in the order to try them."
     if order is None: return backwards(graph)
     if not isinstance(order, Scores): return list(dict.fromkeys(graph.index(o) for o in order))
-    if order.graph != graph: raise ValueError(f"the scores are of {order.graph!r}, but the patcher's graph is {graph!r}")
+    if order.graph != graph: raise ValueError(f"the order should come from scores of {graph!r}, but they are of {order.graph!r}")
     return ranking(order)[::-1]
 
-def _differs(patcher):
-    "Raise ValueError if the metric does not see the edges at all."
-    if torch.equal(patcher.plain, patcher.ablated): raise ValueError("the metric is the same with all edges patched as with none, on every prompt: it does not depend on the model, or clean and corrupt prompts agree")
+# %% ../nbs/10_circuits.ipynb #591c6b6d
+def share(
+    patcher:EdgePatcher, # The model on some prompts
+    mask:Tensor,         # (E) bool: the edges that are kept
+)->float:                # 0 with no edge kept, 1 with all
+    "How much of the way from the ablated metric to the plain one is left (faithfulness, MIB 2025)."
+    low, high = patcher.ablated.double().mean(), patcher.plain.double().mean()
+    if low == high: raise ValueError("the mean metric is the same with all edges patched as with none, so no share of it can be reached: does it depend on the model?")
+    return float((patcher.metric(~mask).double().mean() - low)/(high - low))
+
+def accuracy(
+    patcher:EdgePatcher, # The model on some prompts
+    mask:Tensor,         # (E) bool: the edges that are kept
+)->float:                # 0 to 1
+    "Share of prompts whose right answer is ahead of the wrong one."
+    return float(patcher.task.accuracy(patcher.logits(~mask)).double().mean())
+
+class Curve(NamedTuple):
+    "A measure of ranked edges' prefixes, on two sets of prompts."
+    sizes:list    # Edges kept
+    find:list     # The measure where the ranking was found
+    held_out:list # The measure on prompts not seen before
+    @property
+    def worst(self):
+        "The smaller of the two, size by size."
+        return [min(o) for o in zip(self.find, self.held_out)]
+    @property
+    def falls(self):
+        "(smaller size, larger size) wherever more edges do worse, on either set."
+        pairs = list(zip(self.sizes, self.find, self.held_out))
+        return [(a[0], b[0]) for a,b in zip(pairs, pairs[1:]) if b[1] < a[1] - 1e-6 or b[2] < a[2] - 1e-6]
+
+class Minimal(NamedTuple):
+    "The smallest prefix found, and what was measured on the way."
+    circuit:Circuit # `how` says target, measure, and whether every smaller prefix was measured
+    curve:Curve     # Every size that was measured
+
+def _grid(low, high, n):
+    "At most `n` whole numbers after `low` up to `high`, evenly in their logarithm; all if there are not more."
+    if high - low <= n: return list(range(low + 1, high + 1))
+    return sorted({min(high, max(low + 1, round(o))) for o in torch.logspace(math.log10(max(low, 1)), math.log10(high), n, dtype=torch.float64).tolist()} | {high})
+
+def minimal_set(
+    scores:Scores,        # Of all edges; gives the ranking
+    find:EdgePatcher,     # On the prompts that the scores are from
+    held_out:EdgePatcher, # On others
+    target:float,         # To be reached on both
+    by=share,             # `share`, `accuracy`, or any `by(patcher, mask)` -> float
+    helpful:bool=False,   # Rank only edges whose corruption lowers the metric?
+    points:int=24,        # Sizes per grid; the number of edges or more measures every size
+    progress:bool=False,  # Show a progress bar?
+)->Minimal:               # raises ValueError if no prefix reaches the target, naming the best
+    "The smallest prefix of a ranking, of those measured, that reaches a target on the finding prompts and on held-out ones."
+    from tqdm.auto import tqdm
+    order, seen = ranking(scores, helpful), {}
+    for o in (find, held_out): _fits(o, scores.graph)
+    with tqdm(disable=not progress, unit='size') as bar:
+        def measure(n):
+            if n not in seen: seen[n] = tuple(by(o, _prefix(scores, order, n)) for o in (find, held_out)); bar.update()
+            return min(seen[n])
+        low, high = 0, len(order)
+        for n in _grid(low, high, points): measure(n)  # the whole curve; below, only what comes before the first success
+        while high - low > 1 or min(seen[high]) < target:
+            low, high = _first(_grid(low, high, points), measure, target, low)
+            if high is None: raise ValueError(_missed(seen, target, by, len(scores.graph)))
+    curve = Curve(sorted(seen), *([seen[n][i] for n in sorted(seen)] for i in (0, 1)))
+    how = dict(size=high, target=target, by=_name(by), helpful=helpful, held_out=_patched(held_out).get('prompts_id'), every_smaller_size=set(range(1, high)) <= set(seen))
+    found = _chosen(scores, order[:high], **how)
+    return Minimal(replace(found, how=found.how | dict(zip(('reached', 'reached_held_out'), (by(o, found.mask) for o in (find, held_out))))), curve)
+
+def _prefix(scores, order, n):
+    mask = torch.zeros(len(scores.graph), dtype=torch.bool)
+    mask[order[:n]] = True
+    return mask
+
+def _first(sizes, measure, target, low):
+    "The first of `sizes` that reaches the target, with the last measured one before it that does not; high is None if none does."
+    for n in sizes:
+        if measure(n) >= target: return low, n
+        low = n
+    return low, None
+
+def _name(by): return getattr(by, '__name__', str(by))
+
+def _missed(seen, target, by, n):
+    best = max(seen, key=lambda k: min(seen[k]))
+    return f"no prefix of the ranking reaches {_name(by)} {target:g} on both sets of prompts: of the {len(seen)} sizes measured the best, {best} of {n} edges, has {seen[best][0]:.3g} where it was found and {seen[best][1]:.3g} held out" + ('' if len(seen) == n else '; `points` sets how many sizes are measured')
+
+# %% ../nbs/10_circuits.ipynb #fd4c57a7
+def prune(
+    circuit:Circuit,      # Which reaches the target
+    find:EdgePatcher,     # As for `minimal_set`
+    held_out:EdgePatcher, # As for `minimal_set`
+    target:float,         # To be reached on both, still
+    by=share,             # As for `minimal_set`
+    order=None,           # What to try first: edges, or `Scores` (least important first); from output to input if None
+    progress:bool=False,  # Show a progress bar?
+)->Circuit:               # No edge of which can go alone; raises ValueError if `circuit` misses the target
+    "Drop edges one by one, as long as the target is reached, until no single edge can go."
+    from tqdm.auto import tqdm
+    for o in (find, held_out): _fits(o, circuit.graph)
+    reached = lambda mask: [by(o, mask) for o in (find, held_out)]
+    keep, order, removed = circuit.mask.clone(), _sequence(circuit.graph, order), True
+    if min(got := reached(keep)) < target: raise ValueError(f"the circuit should reach {_name(by)} {target:g} before it is pruned, but has {got[0]:.3g} where it was found and {got[1]:.3g} held out")
+    while removed:
+        removed = False
+        for i in tqdm([i for i in order if keep[i]], disable=not progress, unit='edge'):
+            keep[i] = False
+            if min(now := reached(keep)) >= target: got, removed = now, True
+            else: keep[i] = True
+    return Circuit.of(circuit.graph, keep, circuit.how | dict(method=f"{circuit.how.get('method', '?')}, pruned", target=target, by=_name(by), size=int(keep.sum()), reached=got[0], reached_held_out=got[1]))
+
+# %% ../nbs/10_circuits.ipynb #34ce78db
+_WIRES = (('resid', 'read_x'), ('resid', 'read_z'), ('read_x', 'x'), ('read_z', 'z'), ('conv', 'u'), ('to_value', 'state'), ('y', 'block_out'), ('to_skip', 'block_out'), ('gate', 'block_out'),
+          *((o, k) for n in ('B', 'dt') for o,k in ((n, 'state'), (f'to_{n}', 'state'))), *((o, 'y') for o in ('C', 'to_C', 'dt', 'to_dt')))
+
+def _arcs(edge, labels):
+    "(from, to), each a site and a label, for what an edge connects."
+    near = edge.at - edge.lag if edge.lag and isinstance(edge.at, int) else edge.since if edge.kind == 'time' else edge.at
+    anywhere = edge.lag and isinstance(edge.at, str)
+    return [((edge.src, o), (edge.dst, edge.at)) for o in (labels if anywhere else [near])]
+
+def _wiring(graph, labels):
+    "Arcs inside blocks that no edge stands for; Δ fades what earlier tokens wrote, so it reaches `y` at every later one."
+    later = lambda s, t: t == s or isinstance(s, str) or s is not None and t > s
+    for l in range(graph.n_layers):
+        for a,b in _WIRES:
+            for s in labels:
+                for t in (labels if (a in ('dt', 'to_dt') and b == 'y') else [s]):
+                    if later(s, t): yield (Site(a, l), s), (Site(b, l), t)
+
+def _reached(start, arcs):
+    "All that can be reached from `start` along `arcs`: node -> nodes."
+    seen, todo = set(start), list(start)
+    while todo:
+        for o in arcs.get(todo.pop(), ()):
+            if o not in seen: seen.add(o); todo.append(o)
+    return seen
+
+def connected(
+    circuit:Circuit, # Any
+)->Circuit:          # The edges that lie on some path from `embed` to `final_resid`
+    "A circuit without its dead ends."
+    graph, labels = circuit.graph, circuit.graph.labels or (None,)
+    pairs = tuple((s, t) for s in labels for t in labels) if graph.spanned else None
+    whole = replace(graph, kinds=KINDS, pairs=graph.pairs or pairs)
+    given = [o for o in whole.edges if o.kind not in graph.kinds]
+    arcs = {o: _arcs(o, labels) for o in (*given, *circuit)}
+    forth, back = {}, {}
+    for a,b in (*_wiring(graph, labels), *(p for many in arcs.values() for p in many)):
+        forth.setdefault(a, []).append(b)
+        back.setdefault(b, []).append(a)
+    ahead, behind = (_reached([(Site(name), o) for o in labels], way) for name,way in (('embed', forth), ('final_resid', back)))
+    live = [o for o in circuit if any(a in ahead and b in behind for a,b in arcs[o])]
+    return Circuit(graph, live, circuit.how | dict(dead_ends=len(circuit) - len(live)))

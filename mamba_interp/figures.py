@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREY', 'PALETTE', 'DIVERGING', 'SEQUENTIAL', 'HOUSE', 'CONFIG', 'SCRIPT', 'STYLE', 'Html', 'table', 'Figure',
-           'heatmap', 'attention_map', 'lines', 'bars', 'token_strip', 'circuit_map', 'site_assets']
+           'heatmap', 'attention_map', 'lines', 'bars', 'token_strip', 'circuit_map', 'claim', 'site_assets']
 
 # %% ../nbs/04_figures.ipynb #afc65c4d
 import html, json, re
@@ -558,6 +558,18 @@ def _svg(fig):
     draw += [_said(t, px(o)+4*turn, top+tall+14, 'end' if turn else 'middle', -45*turn) for o,t in zip(x.tickvals, x.ticktext)]
     draw += [_said(x.title.text, (left+width)/2, height-8, 'middle', size=13)] + ([_said(title, left, 18, size=15)] if title else [])
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" font-family="system-ui, sans-serif" color="{GREY}" role="img" aria-label="{html.escape(repr(fig))}"><style>@media (prefers-color-scheme: light) {{ svg {{ color: #333 }} }}</style>{"".join(key+draw)}</svg>'
+
+# %% ../nbs/04_figures.ipynb #e97fcf9c
+def claim(
+    holds,            # What the sentence says, as a condition
+    text:str,         # The sentence, with its numbers; Markdown
+    about:str='this model', # Which model was measured
+    strict:bool=True, # Is it the model that the sentence was written for?
+):
+    "Show a finding; raise AssertionError if it is one about the model at hand and does not hold."
+    from IPython.display import Markdown, display
+    if strict and not holds: raise AssertionError(f'no longer so: {text}')
+    display(Markdown('> ' + ('' if holds else f'Not so in {about}: ') + text))
 
 # %% ../nbs/04_figures.ipynb #6ac27268
 SCRIPT = """(() => {

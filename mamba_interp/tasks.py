@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'PLACES', 'OBJECTS', 'THREE_NAMES', 'TWO_NAMES', 'CORRUPTIONS', 'SWAPS', 'Task', 'encode', 'single_token',
-           'token_ids', 'Words', 'bos_id', 'slots', 'Prompt', 'from_prompts', 'equal_length', 'ioi', 'ioi_two_names',
-           'plain_tokens', 'copying', 'induction', 'key_value']
+           'token_ids', 'Words', 'bos_id', 'slots', 'Prompt', 'from_prompts', 'equal_length', 'ioi', 'changed',
+           'over_pairs', 'ioi_two_names', 'plain_tokens', 'copying', 'induction', 'key_value']
 
 # %% ../nbs/05_tasks.ipynb #1fe0beba
 import random,re
@@ -264,6 +264,23 @@ def ioi(
     "IOI with three names (Ensign & Garriga-Alonso 2024); raises if lengths differ or a word is not one token."
     templates = equal_length(THREE_NAMES,tokenizer) if templates is None else templates
     return from_prompts(list(_pairs(n,seed,templates,corruptions,words)), tokenizer, 'IOI, three names')
+
+# %% ../nbs/05_tasks.ipynb #038fe8f2
+def changed(
+    task:Task, # Whose pairs differ in one token each
+)->Tensor:     # (b) position of that token; raises ValueError unless there is exactly one
+    "Where a clean prompt and its corrupt one differ."
+    differ = task.clean != task.corrupt
+    if (differ.sum(1) != 1).any(): raise ValueError(f"expected pairs that differ in one token each, got {sorted(set(differ.sum(1).tolist()))} differing tokens")
+    return differ.int().argmax(1)
+
+# %% ../nbs/05_tasks.ipynb #03e674e0
+def over_pairs(
+    values:Tensor, # (2b …) one row per prompt, mirror images next to each other, as `ioi` makes them
+)->Tensor:         # (b …); raises ValueError for an odd number of rows
+    "One row per pair of mirror images."
+    if len(values) % 2: raise ValueError(f"expected mirror images in twos, got {len(values)} rows")
+    return values.unflatten(0, (-1, 2)).mean(1)
 
 # %% ../nbs/05_tasks.ipynb #3380ae89
 def ioi_two_names(
