@@ -212,6 +212,7 @@ def attribute(
     steps:int=5,      # Points of integrated gradients
     metric=None,      # As for `points`
     base='clean',     # As for `points`
+    how='gauss',      # As for `points`
     batch:int=32,     # Prompts at a time
     progress:bool=False, # Show a progress bar?
 )->dict:              # `Site` -> (b t) estimated change of the metric; raises as `points`
@@ -220,7 +221,7 @@ def attribute(
     done = []
     for i in tqdm(range(0, len(task), batch), disable=not progress, unit='batch'):
         part, total = task[i:i+batch], {}
-        for p in points(model, part, sites, method, steps, metric, base):
+        for p in points(model, part, sites, method, steps, metric, base, how):
             for s,g in p.slope.items(): total[s] = total.get(s, 0) + p.weight*_per_token(s, g*p.change[s], task.clean.shape[1])
         done.append(total)
     return {s: torch.cat([o[s] for o in done]) for s in done[0]}
@@ -232,12 +233,13 @@ def integrate_activations(
     steps:int=5,      # Gradients per site
     metric=None,      # As for `points`
     base='clean',     # As for `points`
+    how='gauss',      # As for `points`
 )->dict:              # `Site` -> (b t) estimated change of the metric
     "Integrated gradients along each site's own activation, all else as it follows from it (Marks et al. 2024): `steps` runs per site."
     (here, there), ends, out = _sides(task, base), task.positions['end'], {}
     for site in model.sites(sites):
         with torch.no_grad(): first, last = (_Run(model, o, [site], ends).values()[site] for o in (here, there))
-        for share,weight in nodes(steps):
+        for share,weight in nodes(steps, how):
             start = {site: _given(site, torch.lerp(first, last, share))}
             _, slope = _slopes(model, here, [site], task, metric, start=start)
             out[site] = out.get(site, 0) + weight*_per_token(site, slope[site]*(last - first), here.shape[1])

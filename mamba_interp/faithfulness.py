@@ -17,8 +17,6 @@ from .graph import KINDS, EdgePatcher, Graph
 from .sites import Site
 
 # %% ../nbs/11_faithfulness.ipynb #c8f0a851
-_DIRECTION = dict(clean='circuit clean, rest corrupt', corrupt='circuit corrupt, rest clean')
-
 @dataclass(frozen=True)
 class Setting:
     "How a number about a circuit was measured; it prints as one line."
@@ -32,12 +30,13 @@ class Setting:
     )->'Setting':
         "The setting in which `source` measures."
         graph = source.graph
-        where = 'summed over tokens' if graph.labels is None else f"at each of {len(graph.labels)} {'spans' if graph.spanned else 'tokens'}"
+        where = 'summed over tokens' if graph.labels is None else f"over {len(graph.labels)} {'spans' if graph.spanned else 'tokens'}"
         kinds = '' if graph.kinds == KINDS else f" ({', '.join(graph.kinds)})"
         what = f"{len(graph):,} edges{kinds} {where}, read_x and read_z {'apart' if graph.split else 'together'}"
-        if not isinstance(source, Scores): return cls(_DIRECTION[source.base], f'{source.how} ablation', what)
-        base, other = ('clean', 'corrupt')[::-1 if source.how.get('base') == 'corrupt' else 1]
-        return cls(f'one edge {other}, rest {base}', f"{source.how.get('ablation', 'resample')} ablation", what)
+        alone = isinstance(source, Scores)
+        base, how = (source.how.get('base', 'clean'), source.how.get('ablation', 'resample')) if alone else (source.base, source.how)
+        other = ('corrupt' if base == 'clean' else 'clean') if how == 'resample' else 'ablated'
+        return cls(f'one edge {other}, rest {base}' if alone else f'circuit {base}, rest {other}', f'{how} ablation', what)
 
 # %% ../nbs/11_faithfulness.ipynb #b0b18822
 @dataclass(frozen=True, eq=False)
