@@ -51,7 +51,8 @@ class EntryIds(SphinxTransform):
     default_priority = 400
     def apply(self):
         sections = list(self.document.findall(nodes.section))
-        entries = {o: o[0].astext().lower() for o in reversed(sections) if len(o) > 1 and o[1].astext().startswith(o[0].astext()+'(')}
+        body = lambda o: next((x.astext() for x in o[1:] if not isinstance(x, nodes.system_message)), '')  # docutils puts its complaint of a second heading of that name first
+        entries = {o: o[0].astext().lower() for o in reversed(sections) if body(o).startswith(o[0].astext()+'(')}
         first = {v: o for o,v in entries.items()}
         for o in sections: o['ids'] = [entries[o]] if first.get(entries.get(o)) is o else [f'{i}-section' if i in first else i for i in o['ids']]
 
