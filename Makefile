@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 PORT ?= 8000
 FLAGS ?=
 
-.PHONY: help env site serve test bench page export readme clean
+.PHONY: help env interop site serve test bench page export readme clean
 help:  ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
 
@@ -18,6 +18,14 @@ env: .venv/ready  ## Create the environment in .venv, every version pinned by co
 	$(RUN) -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
+interop: .venv-interop/ready  ## Create .venv-interop: SAELens and its peers, on top of .venv, for the tests of file formats
+.venv-interop/ready: constraints-interop.txt .venv/ready
+	@rm -rf .venv-interop
+	$(RUN) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --no-deps -r constraints-interop.txt
+	$(RUN) -c 'import site; print(*site.getsitepackages(), sep="\n")' > "$$(.venv-interop/bin/python -c 'import site; print(site.getsitepackages()[0])')/environment.pth"
+	@touch $@
+
 site: env  ## Run every study on the bundled model (or on MAMBA_INTERP_MODEL) and build the site into _site/
 	$(RUN) -m docs.pages run --stale '3*'
 	$(RUN) -m docs.site
@@ -26,7 +34,7 @@ serve:  ## Show _site/ on http://127.0.0.1:8000 (PORT=… for another)
 	@test -f _site/index.html || { echo "There is no _site/ yet; run: make site"; exit 1; }
 	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
 
-test: env  ## Run every page and every test (FLAGS="slow gpu hub" adds the flagged cells)
+test: env interop  ## Run every page and every test (FLAGS="slow gpu hub" adds the flagged cells)
 	$(RUN) -m pytest tests -v -rs --tb=short --flags="$(FLAGS)"
 
 bench: env  ## Measure the benchmarks and save their results

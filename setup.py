@@ -12,10 +12,10 @@ setup(
     author=fact['author'], author_email=fact['author_email'], url=fact['git_url'], license='MIT',
     long_description=(here/'README.md').read_text() if (here/'README.md').exists() else '', long_description_content_type='text/markdown',
     packages=find_namespace_packages(include=['mamba_interp', 'mamba_interp.*']), include_package_data=True,
-    package_data={'mamba_interp': ['*.c'], 'mamba_interp.house': ['*']},
+    package_data={'mamba_interp': ['*.c'], 'mamba_interp.house': ['*', 'saes/*/*']},
     python_requires='>=' + fact['min_python'],
     install_requires=fact['requirements'].split(),
-    extras_require={'dev': fact['dev_requirements'].split(), 'cuda': fact['cuda_requirements'].split()},
+    extras_require={'dev': fact['dev_requirements'].split(), 'cuda': fact['cuda_requirements'].split(), 'interop': fact['interop_requirements'].split()},
     entry_points={'nbdev': [f"{fact['lib_name']}={fact['lib_name']}._modidx:d"]},
     zip_safe=False,
 )
