@@ -270,7 +270,7 @@ class SAE(nn.Module):
     )->Sparse:   # raises ValueError for an activation outside the top-k family
         "The same features as lists, for the top-k family."
         if not self.sparse: raise ValueError(f"lists of features are for TopK, BatchTopK and Matryoshka, not for {self.activation}: use encode")
-        values, active = self._active(self._checked(x).flatten(0, -2))
+        values, active = self._active(self._checked(x).reshape(-1, self.d_in))
         if not isinstance(self.activation, TopK): values, index = _padded(values, active)
         else: index = active.index
         return Sparse(*(o.view(*x.shape[:-1], -1) for o in (values, index)))
@@ -356,6 +356,18 @@ class SAE(nn.Module):
     def normalise_(self)->'SAE':
         "Give every feature's decoder row norm 1."
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+        return self
+
+    @torch.no_grad()
+    def rescale_(self,
+        read:float,       # What the activations that it reads were multiplied by, for this SAE
+        write:float=None, # And those that it writes; `read` if None
+    )->'SAE':
+        "Make of an SAE for multiplied activations the one for the activations themselves; decoder rows keep their length."
+        write = read if write is None else write
+        self.W_enc.mul_(read/write)
+        for name in ('b_enc', 'b_dec', 'b_mag', 'threshold', 'running'):
+            if hasattr(self, name): getattr(self, name).div_(write)
         return self
 
     @torch.no_grad()

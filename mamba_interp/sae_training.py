@@ -50,10 +50,11 @@ class SAERecipe:
     l1_warmup:float=.05      # Share of training in which a sparsity coefficient rises from 0
     resample:int=None        # Tokens between resamplings of dead latents; None: never
     start:bool=True          # Begin at the geometric median of the first batch?
+    length:float=None        # Mean length of the activations while they are learnt from; None: √d; 0: as they come
     precision:str='float32'  # Of the matrix products: 'float32', or outside the top-k family 'bfloat16' (autocast)
     seed:int=0               # Of resampling
     def __post_init__(self):
-        if self.tokens<1 or min(self.warmup,self.decay,self.l1_warmup)<0 or self.warmup+self.decay>1: raise ValueError(f'{self}: tokens should be positive, and warmup, decay and l1_warmup shares, the first two at most 1 together')
+        if self.tokens<1 or min(self.warmup,self.decay,self.l1_warmup)<0 or self.warmup+self.decay>1 or (self.length or 0)<0: raise ValueError(f'{self}: tokens should be positive, length not negative, and warmup, decay and l1_warmup shares, the first two at most 1 together')
         if self.precision not in ('float32','bfloat16'): raise ValueError(f"precision is {self.precision!r}, but it should be 'float32' or 'bfloat16'")
     def rate(self,
         d_sae:int,   # Number of latents
@@ -173,6 +174,11 @@ def _average(shared, stats, fired, share):
     return parts[-2], parts[-1]>0
 
 # %% ../nbs/15_sae_training.ipynb #a00acbf0
+def _scale(x, length):
+    "What brings rows `x` (b d) to a mean length of `length`, or √d if None; 1 if all are zero."
+    mean = x.double().norm(dim=-1).mean().item()
+    return (x.shape[-1]**.5 if length is None else length)/mean if mean else 1.
+
 _STATS = ('loss','mse','fvu','l0','sparsity','aux','dead')
 
 class _Learner:
@@ -187,8 +193,10 @@ class _Learner:
         self.optimiser = torch.optim.Adam(sae.parameters(), betas=recipe.betas, eps=6.25e-10, fused=True)   # eps: Gao et al. 2024
         self.silent = torch.zeros(sae.d_sae, dtype=torch.long, device=sae.W_dec.device)
         self.sums,self.steps = [0.]*len(_STATS),0
-    def state(self): return dict(sae=self.sae.state_dict(), optimiser=self.optimiser.state_dict(), silent=self.silent)
+        self.scale = (1., 1.)   # of what it reads and writes
+    def state(self): return dict(sae=self.sae.state_dict(), optimiser=self.optimiser.state_dict(), silent=self.silent, scale=self.scale)
     def load(self, state):
+        self.scale = tuple(state['scale'])
         self.sae.load_state_dict(state['sae'])
         self.optimiser.load_state_dict(state['optimiser'])
         self.silent.copy_(state['silent'])
@@ -197,13 +205,17 @@ class _Learner:
         o = self.sae
         return {f'{self.name}.{k}': v for k,v in asdict(self.recipe).items()} | {f'{self.name}.SAE': f'{o.d_in} → {o.d_sae} → {o.d_out}, {o.activation}, {self.site} → {self.out}, {o.W_dec.dtype}'}
     def rows(self, batch):
-        "Inputs and targets (None: the inputs) on the SAE's device."
-        x = batch[self.site].to(self.sae.W_dec)
-        return x, None if self.out==self.site else batch[self.out].to(self.sae.W_dec)
+        "Inputs and targets (None: the inputs) on the SAE's device, scaled."
+        x,target = (batch[o].to(self.sae.W_dec)*s for o,s in zip((self.site, self.out), self.scale))
+        return x, None if self.out==self.site else target
     def begin(self, batch):
-        "Start at the geometric median, with the same weights in every process."
+        "Find the scale and start at the geometric median, with the same weights in every process."
         x,target = self.rows(batch)
         if not all(o is None or o.isfinite().all() for o in (x, target)): raise FloatingPointError(self.trouble(x, target, None, None))
+        if self.recipe.length!=0:
+            self.scale = tuple(_scale(_whole(o), self.recipe.length) for o in (x, x if target is None else target))
+            if not self.recipe.start: self.sae.rescale_(*(1/o for o in self.scale))
+            x,target = self.rows(batch)
         if self.recipe.start: self.sae.start(_whole(x if target is None else target))
         if _ranks()[1]>1: [dist.broadcast(o, 0) for o in self.sae.state_dict().values()]
     def step(self, batch, seen, n):
@@ -224,6 +236,7 @@ class _Learner:
         *stats,norm = torch.cat([stats, dead.float().mean()[None], norm[None]]).tolist()
         if not (math.isfinite(stats[0]) and math.isfinite(norm)): raise FloatingPointError(self.trouble(x, target, stats[0], norm))
         self.optimiser.step()
+        stats[_STATS.index('mse')] /= self.scale[1]**2
         sae.normalise_()
         self.silent.add_(n).masked_fill_(fired, 0)
         self.sums,self.steps = [a+b for a,b in zip(self.sums, stats)],self.steps+1
@@ -243,6 +256,10 @@ class _Learner:
         out = dict(sae=self.name, **{k: v/self.steps for k,v in zip(_STATS, self.sums)}, lr=self.rate, k=self.now)
         self.sums,self.steps = [0.]*len(_STATS),0
         return out
+    def restore(self):
+        "From the scale of training back to the activations as they come."
+        self.sae.rescale_(*self.scale)
+        self.scale = (1., 1.)
     def finish(self, folder, tokens):
         "Note what it learned from, and save it."
         self.sae.eval().requires_grad_(False).meta.update(tokens=tokens, recipe=asdict(self.recipe))
@@ -385,6 +402,7 @@ def train_saes(
                 if store: store.save(step, seen, history, source)
                 if seen>=goal: break
         except FloatingPointError as e: raise FloatingPointError(f'{e}; step {step+1}, after {seen:,} tokens' + (', and the last checkpoint is kept' if folder else '')) from None
+        finally: [o.restore() for o in learners]
     if seen<goal: raise ValueError(f'the source ended after {seen:,} of {goal:,} tokens' + ('; is the data set empty?' if not seen else ': give it more text, or the recipe fewer tokens'))
     for o in learners: o.finish(folder, seen)
     return history
