@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
 PORT ?= 8000
+BIND ?= 127.0.0.1
 FLAGS ?=
 
-.PHONY: help env interop site serve test bench page export readme clean
+.PHONY: help env interop site serve explore test bench page export readme clean
 help:  ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
 
@@ -15,7 +16,7 @@ env: .venv/ready  ## Create the environment in .venv, every version pinned by co
 	@test -x $(RUN) || { echo "Creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	$(RUN) -m pip install -c constraints.txt pip setuptools wheel
 	$(RUN) -m pip install -c constraints.txt torch
-	$(RUN) -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(RUN) -m pip install -c constraints.txt --no-build-isolation -e '.[dev,explore]'
 	@touch $@
 
 interop: .venv-interop/ready  ## Create .venv-interop: SAELens and its peers, on top of .venv, for the tests of file formats
@@ -33,6 +34,9 @@ site: env  ## Run every study on the bundled model (or on MAMBA_INTERP_MODEL) an
 serve:  ## Show _site/ on http://127.0.0.1:8000 (PORT=… for another)
 	@test -f _site/index.html || { echo "There is no _site/ yet; run: make site"; exit 1; }
 	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
+
+explore: env  ## Serve the feature explorer on http://127.0.0.1:8000 (PORT=… and BIND=… for others)
+	JUPYTER_PATH=$(CURDIR)/explore/share .venv/bin/voila explore/app.ipynb --Voila.config_file_paths=$(CURDIR)/explore --Voila.ip=$(BIND) --port=$(PORT)
 
 test: env interop  ## Run every page and every test (FLAGS="slow gpu hub" adds the flagged cells)
 	$(RUN) -m pytest tests -v -rs --tb=short --flags="$(FLAGS)"

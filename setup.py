@@ -15,7 +15,7 @@ setup(
     package_data={'mamba_interp': ['*.c'], 'mamba_interp.house': ['*', 'saes/*/*']},
     python_requires='>=' + fact['min_python'],
     install_requires=fact['requirements'].split(),
-    extras_require={'dev': fact['dev_requirements'].split(), 'cuda': fact['cuda_requirements'].split(), 'interop': fact['interop_requirements'].split()},
+    extras_require={o: fact[f'{o}_requirements'].split() for o in ('dev', 'cuda', 'explore', 'interop')},
     entry_points={'nbdev': [f"{fact['lib_name']}={fact['lib_name']}._modidx:d"]},
     zip_safe=False,
 )
