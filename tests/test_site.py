@@ -102,9 +102,10 @@ def test_page_in_browser(name, address, tab):
     assert len(drawn) == len(saved)
     for i,o in enumerate(drawn): assert o.is_visible() and o.evaluate(MARKS), f'figure {i+1} of {name} is empty'
     labels = [o for c in shown if (o := pages.directives(c).get('label', '')).startswith('fig-')]
-    captions = tab.locator('.figure-caption, figcaption')
+    captions = tab.locator('.figure-caption, figcaption:not(.feature-card *)')   # a feature's card captions its own small drawings
     assert captions.count() == len(labels) and all(tab.query_selector(f'#{o}') for o in labels), labels
     for i in range(captions.count()): assert len(captions.nth(i).inner_text()) > 20
+    tab.evaluate("document.querySelectorAll('article details').forEach(o => o.open = true)")
     for strip in tab.query_selector_all('.token-strip'): assert strip.is_visible() and strip.inner_text().strip()
     for image in tab.query_selector_all('main img, article img'): assert image.evaluate('o => o.naturalWidth > 0')
     sidebar = tab.locator('.sidebar-tree, #quarto-sidebar').inner_text().lower()
