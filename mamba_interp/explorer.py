@@ -10,12 +10,13 @@ __all__ = ['ORDERS', 'sample_rows', 'Reading', 'read', 'Shared', 'shared', 'brow
 import html, os
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from .activations import _device, origin
+from .activations import Rows, _device, origin
 from .features import Feature, Profile, _quoted, card, clamp, features_along, fits, profile, text_tokens
 from .figures import GREY, Html, table, token_strip
 from .model import Mamba
@@ -26,11 +27,13 @@ from .tasks import bos_id, encode
 # %% ../nbs/22_explorer.ipynb #f1deb5b6
 def sample_rows(
     model,          # A `Mamba` with a tokenizer
-    n:int=24,       # Rows
+    n:int=24,       # Rows, or of a text at most so many
     length:int=128, # Tokens of each, the BOS included
     seed:int=0,     # Of the sampling
-)->Tensor:          # (n t) token ids
-    "Text that a model writes itself, sampled at temperature 1."
+    text=None,      # A file, folder or `'hf:owner/name'`, as for `read_texts`; the model writes it itself if None
+)->Tensor:          # (n t) token ids; raises FileNotFoundError for no such file, ValueError for less than a row
+    "The beginning of a text, or what a model writes itself, sampled at temperature 1."
+    if text is not None: return torch.stack(list(islice(Rows(text, model.tokenizer, length), n)))
     return model.generate(torch.full((n, 1), bos_id(model.tokenizer), device=_device(model)), length - 1, temperature=1., seed=seed)
 
 # %% ../nbs/22_explorer.ipynb #3746ac9d
@@ -208,11 +211,11 @@ class Explorer:
     def __init__(self,
         model=None,     # A `Mamba` or a name for `Mamba.load`; the setting MAMBA_INTERP_MODEL, or 'house', if None
         saes=None,      # Site -> `SAE` or name for `SAE.load`; those that the package ships for the model if None
-        rows=None,      # (n t) token ids of a text to profile; the model's own if None
+        rows=None,      # (n t) token ids of a text to profile, or where `read_texts` finds one, of which 256 rows are read; the setting MAMBA_INTERP_TEXT, or what the model writes itself, if None
         profiles=None,  # Folder with finished profiles, each in a folder named for its site
         text:str='When Mary and John went to the store, John gave a drink to\nThen, Tom and Anna had a long argument. Afterwards Tom said to', # Sentences to begin with
     ):
-        self._given, self._rows, self._profiles = saes, rows, profiles
+        self._given, self._rows, self._profiles = saes, os.getenv('MAMBA_INTERP_TEXT') or None if rows is None else rows, profiles
         self.model = self.sae = self.found = self.reading = self.before = self.after = None
         self._quiet, self._kept, self._unchanged = False, {}, (None, None)
         self._build(text)
@@ -308,7 +311,7 @@ class Explorer:
             with self._still():
                 if str(new.site) not in self.site.options: self.site.options += (str(new.site),)
                 self.site.value = str(new.site)
-            return f'<p>{html.escape(str(self.sae.extra_repr()))}; profiled on {self.found.tokens:,} tokens.</p>'
+            return f'<p>{html.escape(str(self.sae.extra_repr()))}; profiled on {self.found.tokens:,} tokens{self._whose()}.</p>'
         self._try(self.message, take)
         self._list()
         with self._still(): self.feature.value = 0
@@ -318,8 +321,13 @@ class Explorer:
         "What an SAE's features fire on: read from its folder, or found in a sample."
         folder = None if self._profiles is None else Path(self._profiles)/str(sae.site)
         if folder is not None and folder.is_dir(): return Profile.load(folder, self.model)
-        if self._text is None: self._text = sample_rows(self.model) if self._rows is None else self._rows
+        if self._text is None: self._text = self._rows if isinstance(self._rows, Tensor) else sample_rows(self.model) if self._rows is None else sample_rows(self.model, 256, text=self._rows)
         return profile(self.model, sae, self._text, top=6, progress=False)
+
+    def _whose(self):
+        "Where the text of the profiles is from, where that is known."
+        if self._profiles is not None or isinstance(self._rows, Tensor): return ''
+        return ' that the model wrote itself' if self._rows is None else f' of {html.escape(str(self._rows))}'
 
     def _list(self):
         "Fill the list of features."

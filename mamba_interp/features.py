@@ -653,7 +653,8 @@ def card(
     sae:SAE,       # Of one of its sites
     found:Profile, # Of this SAE
     index:int,     # Which feature
-    n:int=6,       # Examples, and lines of each table
+    n:int=6,       # Strongest examples, and lines of each table
+    sample:int=2,  # Examples drawn from each quarter of its activations
     name:str='',   # What somebody calls the feature
 )->Html:           # Self-contained; raises ValueError for a feature that is not there, or a profile of another SAE
     "All about one feature."
@@ -667,7 +668,7 @@ def card(
     head = f"<p>Fires on {found.density[index]:.3%} of {found.tokens:,} tokens; mean activation {found.mean[index]:.3g}, largest {peak:.3g}.</p>"
     drawn = _drawn(counts.tolist(), 'firings by activation, half octaves', (f'{edges[0]:.3g}', f'{edges[-1]*2**.5:.3g}')) + _drawn(places, 'share of tokens, by position', (0, found.setup['text']['length'] - 1))
     strips = _strips(found, found.examples(index, n), 'Strongest', peak)
-    for low,high in ((.75, 1.), (.5, .75), (.25, .5), (0., .25)): strips += _strips(found, found.examples(index, 2, (low, high)), f'Sample, activations between the quantiles {low:g} and {high:g}', peak)
+    for low,high in ((.75, 1.), (.5, .75), (.25, .5), (0., .25)): strips += _strips(found, found.examples(index, sample, (low, high)), f'Sample, activations between the quantiles {low:g} and {high:g}', peak)
     side = lambda parts: f'<div style="display:flex;flex-wrap:wrap;gap:0 2em;font-size:smaller">{"".join(parts)}</div>'
     return _plain_html(title + head + side([drawn]) + side(_tables(found, model, sae, index, n)) + strips)
 
