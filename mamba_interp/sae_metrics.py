@@ -286,6 +286,7 @@ def evaluate_saes(
 )->dict:           # Name -> `Metrics`; raises ValueError for an SAE that does not fit, or rows that leave nothing to measure
     "Judge several SAEs in one pass over the rows (after SAEBench core, Karvonen et al. 2025)."
     from tqdm.auto import tqdm
+    if not isinstance(saes, dict): raise ValueError(f"saes should be a dict from names to SAEs, got {type(saes).__name__}; for one SAE there is evaluate_sae")
     rows, keep = _checked(rows, skip, resampling)
     about = origin(model) | ({'model': model.called} if hasattr(model, 'called') else {})
     ends = {k: _ends(k, o, model, about) for k,o in saes.items()}
