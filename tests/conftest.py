@@ -1,4 +1,4 @@
-"Fixtures: each page is run once in a session, two side by side, and the site is built once from those runs."
+"Fixtures: each page is run once in a session, two side by side, and the site is built once from those runs; one browser for all tests."
 from concurrent.futures import ThreadPoolExecutor, wait
 import os, shutil
 
@@ -32,3 +32,24 @@ def browser_path():
     if found: return found
     message = "no browser found for this test: install Chromium or Google Chrome (Debian, Ubuntu: apt-get install chromium)"
     pytest.fail(message) if os.getenv('CI') else pytest.skip(message)
+
+@pytest.fixture(scope='session')
+def browser(browser_path):
+    from playwright.sync_api import sync_playwright
+    flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=browser_path, headless=True, args=flags.split())
+        yield b
+        b.close()
+
+@pytest.fixture(scope='session')
+def open_tab(browser):
+    "A function from an address to an empty tab that notes in `wrong` what goes wrong in it: errors in the console, and requests that leave this machine."
+    def new(address, **options):
+        page = browser.new_page(color_scheme='light', **options)
+        page.wrong = []
+        page.on('console', lambda m: m.type == 'error' and page.wrong.append(m.text))
+        page.on('pageerror', lambda e: page.wrong.append(str(e)))
+        page.on('request', lambda r: r.url.startswith((address, 'data:', 'blob:')) or page.wrong.append(f'request to {r.url}'))
+        return page
+    return new

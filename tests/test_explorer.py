@@ -33,22 +33,14 @@ def address(tmp_path_factory):
     server.wait(30)
 
 @pytest.fixture(scope='module')
-def tab(address, browser_path):
-    "The opened app; notes what goes wrong in it: errors in the console, and requests that leave this machine."
-    from playwright.sync_api import sync_playwright
-    flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=browser_path, headless=True, args=flags.split())
-        page = browser.new_page(viewport=dict(width=1280, height=900), color_scheme='light')
-        page.wrong = []
-        page.on('console', lambda m: m.type == 'error' and page.wrong.append(m.text))
-        page.on('pageerror', lambda e: page.wrong.append(str(e)))
-        page.on('request', lambda r: r.url.startswith((address, 'data:', 'blob:')) or page.wrong.append(f'request to {r.url}'))
-        page.set_default_timeout(60_000)
-        page.goto(address, wait_until='commit', timeout=120_000)
-        page.wait_for_selector('.feature-card', timeout=600_000)
-        yield page
-        browser.close()
+def tab(address, open_tab):
+    "The opened app."
+    page = open_tab(address, viewport=dict(width=1280, height=900))
+    page.set_default_timeout(60_000)
+    page.goto(address, wait_until='commit', timeout=120_000)
+    page.wait_for_selector('.feature-card', timeout=600_000)
+    yield page
+    page.close()
 
 @pytest.fixture(autouse=True)
 def unharmed(tab):

@@ -68,23 +68,10 @@ def address(warnings):
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
 
-@pytest.fixture(scope='session')
-def browser(browser_path):
-    from playwright.sync_api import sync_playwright
-    flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=browser_path, headless=True, args=flags.split())
-        yield b
-        b.close()
-
 @pytest.fixture
-def tab(browser, address):
-    "An empty tab that notes what goes wrong in it: errors in the console, and requests that leave this machine."
-    page = browser.new_page(color_scheme='light')
-    page.wrong = []
-    page.on('console', lambda m: m.type == 'error' and page.wrong.append(m.text))
-    page.on('pageerror', lambda e: page.wrong.append(str(e)))
-    page.on('request', lambda r: r.url.startswith((address, 'data:', 'blob:')) or page.wrong.append(f'request to {r.url}'))
+def tab(open_tab, address):
+    "An empty tab in which nothing may go wrong."
+    page = open_tab(address)
     yield page
     page.close()
     assert not page.wrong, page.wrong
