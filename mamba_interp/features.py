@@ -678,18 +678,31 @@ def _plain_html(body):
 
 # %% ../nbs/17_features.ipynb #358bae1b
 def _lines(file, rows):
-    "Write one JSON object per line, gzipped; the same bytes every time."
+    "Write one JSON object per line, gzipped if the name says so; the same bytes every time."
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(''.join(json.dumps(o, allow_nan=False) + '\n' for o in rows).encode(), mtime=0))
+    said = ''.join(json.dumps(o, allow_nan=False) + '\n' for o in rows).encode()
+    file.write_bytes(gzip.compress(said, mtime=0) if file.suffix == '.gz' else said)
+
+def _heads(model, found, about, release):
+    "What Neuronpedia asks about a source: file -> record."
+    name, source = about['modelId'], about['layer']
+    kind, made = source.partition('-')[2] or source, dict(creatorId=about['creatorId'], createdAt=about['createdAt'], visibility='PUBLIC')
+    said, text = f'{kind} of {name}', found.setup['text']
+    return dict(release=made | dict(name=release, description=said, descriptionShort=said, creatorName=about['creatorId'], creatorNameShort=about['creatorId'], urls=[], isNewUi=False, featured=False, defaultUmapSourceIds=[]),
+        model=made | dict(id=name, instruct=False, displayName=name, displayNameShort=name, owner='', layers=len(model.layers) if isinstance(model, Mamba) else 0, neuronsPerLayer=0, inferenceEnabled=False, updatedAt=about['createdAt']),
+        sourceset=made | dict(modelId=name, name=kind, description=said, type='', creatorName=about['creatorId'], releaseName=release, urls=[], hasDashboards=True),
+        source=made | dict(id=source, modelId=name, setName=kind, hasDashboards=True, inferenceEnabled=False, inferenceHosts=[], num_prompts=found.tokens//(text['length'] - found.setup['skip']), num_tokens_in_prompt=text['length'], notes=str(found.site)))
+
+_NONE = [f'{a}_{b}' for a in ('neuron_alignment', 'correlated_neurons', 'correlated_features') for b in ('indices', 'pearson' if a != 'neuron_alignment' else 'values', 'l1')] + ['logits_hist_data_bar_heights', 'logits_hist_data_bar_values', 'decoder_weights_dist']   # lists that Neuronpedia knows and we leave empty
 
 def _feature_row(found, index, about, sae, effects, near):
     "One feature as Neuronpedia names its parts."
     edges, counts = found.histogram(index)
     said = lambda o: (found.words(o.index[index].tolist()), [round(v, 5) for v in o.values[index].tolist()]) if effects else ([], [])
     (up, gains), (down, losses) = (said(o) for o in effects or (None, None))
-    return about | dict(index=str(index), maxActApprox=found.max[index].item(), frac_nonzero=found.density[index].item(), hasVector=True, vector=sae.W_dec[index].tolist(), vectorLabel=None, hookName=str(sae.site),
+    return about | {k: [] for k in _NONE} | dict(index=str(index), maxActApprox=found.max[index].item(), frac_nonzero=found.density[index].item(), hasVector=True, vector=sae.W_dec[index].tolist(), vectorLabel=None, hookName=str(sae.site),
         topkCosSimIndices=near.index[index].tolist(), topkCosSimValues=near.values[index].tolist(), pos_str=up, pos_values=gains, neg_str=down, neg_values=losses,
-        freq_hist_data_bar_heights=counts.tolist(), freq_hist_data_bar_values=edges.tolist(), logits_hist_data_bar_heights=[], logits_hist_data_bar_values=[])
+        freq_hist_data_bar_heights=counts.tolist(), freq_hist_data_bar_values=edges.tolist())
 
 def _activation_rows(found, index, about):
     "The examples of one feature, strongest first, then the sample."
@@ -707,11 +720,13 @@ def neuronpedia(
     source:str=None, # Name of the set of features, LAYER-WHAT; '3-block_out' if None
     batch:int=256, # Features in a file
     creator:str='', # Its id there
+    release:str='mamba-interp', # What the source is published under
     created:str='1970-01-01T00:00:00Z', # When, ISO 8601
 )->Path:           # The folder of the source
-    "Write a profile in the layout that Neuronpedia imports."
+    "Write a profile in the layout that Neuronpedia's bulk import reads."
     name, source = name or found.setup['model'], source or str(sae.site).replace('.', '-')
     about, where = dict(modelId=name, layer=source, creatorId=creator, createdAt=created), Path(folder)/'v1'/name/source
+    for k,o in _heads(model, found, about, release).items(): _lines(where/f'{k}.jsonl', [o])
     effects = logit_effects(model, sae) if isinstance(model, Mamba) and (sae.out_site or sae.site).name in _WRITERS else None
     near = nearest(sae, None, 10)
     for i,part in enumerate(torch.arange(len(found)).split(batch)):
