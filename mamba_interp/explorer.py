@@ -211,7 +211,7 @@ class Explorer:
     def __init__(self,
         model=None,     # A `Mamba` or a name for `Mamba.load`; the setting MAMBA_INTERP_MODEL, or 'house', if None
         saes=None,      # Site -> `SAE` or name for `SAE.load`; those that the package ships for the model if None
-        rows=None,      # (n t) token ids of a text to profile, or where `read_texts` finds one, of which 256 rows are read; the setting MAMBA_INTERP_TEXT, or what the model writes itself, if None
+        rows=None,      # What `profile` reads: (n t) token ids or `Rows`, or a file, folder or `'hf:owner/name'`, of which 256 rows are read; the setting MAMBA_INTERP_TEXT, or what the model writes itself, if None
         profiles=None,  # Folder with finished profiles, each in a folder named for its site
         text:str='When Mary and John went to the store, John gave a drink to\nThen, Tom and Anna had a long argument. Afterwards Tom said to', # Sentences to begin with
     ):
@@ -321,13 +321,16 @@ class Explorer:
         "What an SAE's features fire on: read from its folder, or found in a sample."
         folder = None if self._profiles is None else Path(self._profiles)/str(sae.site)
         if folder is not None and folder.is_dir(): return Profile.load(folder, self.model)
-        if self._text is None: self._text = self._rows if isinstance(self._rows, Tensor) else sample_rows(self.model) if self._rows is None else sample_rows(self.model, 256, text=self._rows)
+        if self._text is None:
+            if self._rows is None: self._text = sample_rows(self.model)
+            else: self._text = sample_rows(self.model, 256, text=self._rows) if isinstance(self._rows, (str, Path)) else self._rows
         return profile(self.model, sae, self._text, top=6, progress=False)
 
     def _whose(self):
         "Where the text of the profiles is from, where that is known."
-        if self._profiles is not None or isinstance(self._rows, Tensor): return ''
-        return ' that the model wrote itself' if self._rows is None else f' of {html.escape(str(self._rows))}'
+        if self._profiles is not None: return ''
+        if self._rows is None: return ' that the model wrote itself'
+        return f' of {html.escape(str(self._rows))}' if isinstance(self._rows, (str, Path)) else ''
 
     def _list(self):
         "Fill the list of features."
