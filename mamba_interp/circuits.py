@@ -278,9 +278,9 @@ class Scores(NamedTuple):
         "(E) mean over prompts."
         return self.values.mean(0)
 
-def _graph(patcher):
-    "The graph of a patcher; ValueError for anything else."
-    if lacking := [o for o in ('graph', 'metric', 'plain', 'ablated') if not hasattr(patcher, o)]: raise ValueError(f"expected an `EdgePatcher`, got a {type(patcher).__name__}, which has no `{lacking[0]}`")
+def _graph(patcher, *needed):
+    "The graph of a patcher; ValueError for what has none, or lacks another of the `needed`."
+    if lacking := [o for o in ('graph', *needed) if not hasattr(patcher, o)]: raise ValueError(f"expected an `EdgePatcher`, got a {type(patcher).__name__}, which has no `{lacking[0]}`")
     return patcher.graph
 
 def exact_scores(
@@ -290,7 +290,7 @@ def exact_scores(
 )->Scores:               # NaN for edges that were not asked for; raises ValueError for an edge that is not in the graph
     "The exact effect of each edge alone, one run each."
     from tqdm.auto import tqdm
-    graph = _graph(patcher)
+    graph = _graph(patcher, 'metric', 'plain', 'ablated')
     asked = range(len(graph)) if edges is None else _numbers(graph, edges, 'the edges to score')
     _differs(patcher)
     values = torch.full((len(patcher.plain), len(graph)), math.nan, dtype=patcher.plain.dtype, device=patcher.plain.device)
@@ -539,7 +539,7 @@ def _walk(patcher, keep, tried, threshold, chunk, by, known, progress):
 
 def _search_space(patcher, order, start):
     "A patcher's graph, the numbers of the edges to try, in order, and (E) those that are kept at first."
-    graph = _graph(patcher)
+    graph = _graph(patcher, 'metric', 'plain', 'ablated')
     if start is not None and not isinstance(start, Circuit): raise ValueError(f"`start` is a {type(start).__name__}, expected a `Circuit`; `Circuit.of(graph, mask)` makes one of a mask")
     keep = torch.ones(len(graph), dtype=torch.bool) if start is None else _fits(patcher, start.graph, 'circuit') and start.mask.clone()
     tried = [i for i in _sequence(graph, order) if keep[i]]
