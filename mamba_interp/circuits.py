@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .attribution import METHODS, points
+from .attribution import METHODS, check_run, exactly, informative, missed, points
 from .checks import fields_of, one_of, real_number, same_run, whole_number
 from .files import only_writer, read_json, writable, write_json
 from .graph import KINDS, RECEIVERS, Edge, EdgePatcher, Graph, Spans
@@ -272,7 +272,7 @@ class Scores(NamedTuple):
     graph:Graph   # Whose edges
     values:Tensor # (b E) change of the metric when the edge takes its corrupt message; NaN where not measured
     method:str    # How they were found
-    how:dict={}   # What they depend on: model, task, metric, …
+    how:dict={}   # What they depend on: model, task, metric, …; `residual`: which share of the metric's change they miss
     @property
     def mean(self):
         "(E) mean over prompts."
@@ -334,24 +334,30 @@ def edge_scores(
     "What each edge does, for all edges of a graph: two forward runs and a backward one (for 'ig' times `steps`)."
     from tqdm.auto import tqdm
     if method != 'exact' and method not in METHODS: raise ValueError(f"method should be one of {', '.join(map(repr, METHODS))} or 'exact', not {method!r}")
-    whole_number(batch, '`batch`'), whole_number(steps, '`steps`'), one_of(base, '`base`', ('clean', 'corrupt'))
-    if not isinstance(task, Task): raise ValueError(f"expected a `Task`, got a {type(task).__name__}")
+    check_run('edge_scores', model, task, metric, base)
+    whole_number(batch, '`batch`')
     if not isinstance(graph, Graph): raise ValueError(f"expected a `Graph`, got a {type(graph).__name__}; `Graph.of(model)` makes one")
     _same_model(graph, model)
     if torch.equal(task.clean, task.corrupt): raise ValueError("the clean prompts are the corrupt ones, so that no edge carries a difference: give prompts that differ")
     if method == 'exact': return exact_scores(EdgePatcher(model, graph, task, spans, base=base, metric=metric), progress=progress)
-    parts = [(task[i:i+batch], None if spans is None else spans[i:i+batch]) for i in range(0, len(task), batch)]
-    done = [_estimates(model, part, graph, method, steps, where, metric, base) for part,where in tqdm(parts, disable=not progress, unit='batch')]
-    return Scores(graph, torch.cat(done), method, dict(method=method) | _origin(model, task, metric, base) | (dict(steps=steps) if method == 'ig' else {}))
+    done = [_estimates(model, task[i:i+batch], graph, method, steps, None if spans is None else spans[i:i+batch], metric, base, i)
+            for i in tqdm(range(0, len(task), batch), disable=not progress, unit='batch')]
+    values, summed, true = (torch.cat(o) for o in zip(*done))
+    informative(true)
+    how = dict(method=method) | _origin(model, task, metric, base) | (dict(steps=steps) if method == 'ig' else {})
+    return Scores(graph, values, method, how | dict(residual=missed(summed, true), change=true.abs().mean().item()))
 
-def _estimates(model, task, graph, method, steps, spans, metric, base):
-    "(b E) scores of some prompts."
-    first, total = {}, 0
-    if method == 'ig' and 'time' in graph.kinds: first = record(model, getattr(task, base), [f'*.{k}' for k in _WRITERS])
+def _estimates(model, task, graph, method, steps, spans, metric, base, number):
+    "(b E) scores of some prompts, what the embeddings' effects sum to (b), and the true change (b)."
+    first, total, summed = {}, 0, 0
+    if method == 'ig' and 'time' in graph.kinds:
+        with exactly(model): seen = record(model, getattr(task, base), [f'*.{k}' for k in _WRITERS])
+        first = {s: v.to(torch.promote_types(v.dtype, torch.float32)) for s,v in seen.items()}
     cells = dict(depth=_depth, lag=_lag, receiver=_receiver, gate=_gate, time=lambda *a: _time(*a, first or a[2].runs[0], method == 'detached'))
-    for p in points(model, task, _needed(graph), method, steps, metric, base):
-        with torch.no_grad(): total = total + p.weight*graph.gather({k: cells[k](model, graph, p) for k in graph.kinds}, spans)
-    return total
+    for p in points(model, task, _needed(graph), method, steps, metric, base, first=number):
+        with exactly(model): total = total + p.weight*graph.gather({k: cells[k](model, graph, p) for k in graph.kinds}, spans)
+        summed = summed + p.weight*p.summed
+    return total, summed, p.true
 
 def _needed(graph):
     "Patterns of the sites that scores are made of."
