@@ -277,6 +277,9 @@ class Scores(NamedTuple):
     def mean(self):
         "(E) mean over prompts."
         return self.values.mean(0)
+    def __repr__(self):
+        missed = f"; they miss {self.how['residual']:.2g} of the metric's change" if 'residual' in self.how else ''
+        return f"Scores({self.method}, {len(self.values)} prompts, {len(self.graph):,} edges{missed})"
 
 def _graph(patcher, *needed):
     "The graph of a patcher; ValueError for what has none, or lacks another of the `needed`."
