@@ -130,10 +130,11 @@ def tapped(
     if new.shape != value.shape: raise ValueError(f"the tap at {site} returned shape {tuple(new.shape)}, expected {tuple(value.shape)}")
     return new
 
-# %% ../nbs/02_model.ipynb #871b7c6d
+# %% ../nbs/02_model.ipynb #da410250
 class Span(NamedTuple):
     "Where a run stands in a longer sequence."
     start:int  # Index of the run's first token
+    length:int # Number of tokens of the run
     prompt:int # Length of the prompt, from whose end negative indices count
     total:int  # Number of tokens that are read in all
 
@@ -156,7 +157,7 @@ def sort_taps(
     "Check taps against a model's sites and sort them by block; raises ValueError for one that would do nothing."
     if not taps: return {}
     if not isinstance(taps, dict): raise ValueError(f"taps are a dict of Site -> function, got {type(taps).__name__}")
-    out, known, whole = {}, set(sites), span or Span(0, length, length)
+    out, known, whole = {}, set(sites), span or Span(0, length, length, length)
     for rank, (key, tap) in enumerate(taps.items()):
         site = _known_site(key, known, sites)
         for step, (pos, one) in enumerate(getattr(tap, 'steps', None) or [(site.pos, tap)]):
@@ -177,7 +178,7 @@ def _known_site(key, known, sites):
     match_sites(site, sites)
     raise ValueError(f"{key!r} is no site of this model: a block is a whole number")
 
-# %% ../nbs/02_model.ipynb #7071fd71
+# %% ../nbs/02_model.ipynb #1708e77d
 def check_tokens(
     tokens,         # (b t) token ids: a tensor or array of any integer type, or a list of lists
     vocab_size:int, # Ids run below this
@@ -219,7 +220,7 @@ def _said(value):
     text = isinstance(value, str) or isinstance(value, (list, tuple)) and any(isinstance(o, str) for o in value)
     return "text: hand over torch.tensor([model.tokenizer.encode(text)])" if text else type(value).__name__
 
-# %% ../nbs/02_model.ipynb #a0a2a1f8
+# %% ../nbs/02_model.ipynb #352bab14
 def left_pad(
     prompts, # Lists, or 1-D tensors, of token ids
     pad:int=0, # The id that fills up; which one makes no difference
@@ -258,7 +259,7 @@ def _tell_padding(tokens, pad):
     leading = (tokens == pad).cumprod(1).sum(1)
     if leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
 
-# %% ../nbs/02_model.ipynb #1e15adbb
+# %% ../nbs/02_model.ipynb #d3fb0702
 class Memory(NamedTuple):
     "All that a block remembers of earlier tokens."
     conv:Tensor  # (b k-1 e) the convolution's last inputs; (b k-1 c) in Mamba-2
@@ -415,7 +416,7 @@ class Mamba2Block(_Block):
         gate = self.say('gate', self.rules.apply(F.silu, z), taps)
         return self.out_proj(self.say('inner_norm', self.say('gated', self.rules.mul(ssm_out, gate), taps), taps))
 
-# %% ../nbs/02_model.ipynb #e07773ad
+# %% ../nbs/02_model.ipynb #aa14858b
 def free_memory(
     device='cpu' # A device
 )->int:          # Bytes; very many where nobody can tell
@@ -442,7 +443,7 @@ def enough_memory(
     free = free_memory(device)
     if need > free: raise TooLarge(f"{what} takes {need:,} bytes ({need/2**30:,.3g} GiB), and {free/2**30:,.3g} GiB are free on {device}")
 
-# %% ../nbs/02_model.ipynb #f1609a8b
+# %% ../nbs/02_model.ipynb #d31c0175
 def _flag(value, name):
     if not isinstance(value, bool): raise ValueError(f"{name} is {value!r}, expected true or false")
 
@@ -486,7 +487,7 @@ def _bytes(kind, fields):
         block = d + d*(3*e + bc + fields['num_heads']) + (e + bc)*(k + 1) + 3*fields['num_heads'] + e
     return 4*(v*d*(1 if fields['tie_word_embeddings'] else 2) + d + fields['num_hidden_layers']*block)
 
-# %% ../nbs/02_model.ipynb #72b300b5
+# %% ../nbs/02_model.ipynb #05c0717a
 def check_config(
     config, # `transformers.MambaConfig` or `transformers.Mamba2Config`
     where='the configuration', # Where it comes from, for the sentence
@@ -533,7 +534,7 @@ def _view(module, rules):
     new.rules = rules
     return new
 
-# %% ../nbs/02_model.ipynb #840fb7b3
+# %% ../nbs/02_model.ipynb #4a91c3fb
 class Mamba(_Announcer):
     "A Mamba-1 or Mamba-2 language model as a pure function: `model(tokens, taps)`."
     def __init__(self,
@@ -582,6 +583,17 @@ class Mamba(_Announcer):
     )->list:        # `Site`s in forward order; raises ValueError if none matches
         "The model's sites that `pattern` names."
         return match_sites(pattern, self._sites)
+
+    def bytes_at(self,
+        site:Site,   # One of `sites`
+        shape:tuple, # (b, t) of the tokens
+    )->int:          # Bytes that a recording of the site takes
+        "How much memory an activation takes over all tokens."
+        c, one = self.config, self.layers[0]
+        sizes = dict(b=shape[0], t=shape[1], s=shape[1], d=c.hidden_size, e=one.out_proj.in_features, n=c.state_size, k=c.conv_kernel, c=one.conv1d.in_channels)
+        if self.kind == 2: sizes |= dict(h=c.num_heads, p=c.head_dim, g=c.n_groups)
+        each = math.prod(sizes[k] for k in self.table[site.name].axes.split())
+        return each*(shape[1] if site.name == 'state' and site.pos is None else 1)*max(4, self.dtype.itemsize)
 
     def forward(self,
         tokens:Tensor, # (b t) token ids
@@ -734,7 +746,7 @@ def _unbounded(limits):
     if not isinstance(limits, (list, tuple)): return limits
     return [math.inf if isinstance(o, dict) and o.get('__float__') == 'Infinity' else float(o) if type(o) is int else o for o in limits]
 
-# %% ../nbs/02_model.ipynb #3f1944b6
+# %% ../nbs/02_model.ipynb #e861e3d8
 def config_of(
     folder:Path # With a `config.json` of `transformers` or `mamba_ssm`
 ):              # `MambaConfig` or `Mamba2Config`; raises ValueError, naming file and field, for anything else
@@ -790,7 +802,7 @@ def _read_parts(folder, index):
     if lost: raise ValueError(f"{index} names {lost[0]!r} in {parts[lost[0]]}, which does not hold it ({len(lost)} such tensors)")
     return found
 
-# %% ../nbs/02_model.ipynb #5be681c3
+# %% ../nbs/02_model.ipynb #ef2f1e60
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _fit(model, weights, source, dtype=torch.float32):
@@ -848,7 +860,7 @@ def _find(name, revision=None):
     if str(name).count('/') == 1 and not str(name).startswith(('/', '.', '~')): return _fetch(str(name), revision)
     raise FileNotFoundError(f"no checkpoint {str(name)[:80]!r}: expected a folder, a Hub name such as 'state-spaces/mamba-370m', or one of the bundled {sorted(bundled)}")
 
-# %% ../nbs/02_model.ipynb #d516b971
+# %% ../nbs/02_model.ipynb #37188f10
 def _usable(device):
     "A device on which tensors can be made."
     try: torch.zeros(1, device=device)
@@ -896,7 +908,7 @@ def save(
 
 Mamba.load, Mamba.save = staticmethod(load), save
 
-# %% ../nbs/02_model.ipynb #47d07e6f
+# %% ../nbs/02_model.ipynb #62411180
 _TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'vocab.json'
 
 def _read_tokenizer(source, vocab_size):
@@ -949,7 +961,8 @@ def generate(
     tokens, real = self._read(tokens, attention_mask, to_end=True)
     pick, length, new, past = _picker(tokens, n, temperature, seed), tokens.shape[1], tokens, None
     for step in range(n):
-        mine = sort_taps(taps, self._sites, new.shape[1], Span(length + step - new.shape[1], length, length + n - 1))
+        span = Span(length + step - new.shape[1], new.shape[1], length, length + n - 1)
+        mine = sort_taps(taps, self._sites, new.shape[1], span)
         if step and any('attention' in o for o in mine.values()): raise ValueError("`attention` is announced within one run, and a new token is a run of its own: tap it at tokens of the prompt")
         resid, past = self._run(self._embed(new, mine), mine, past=past, real=None if step else real)
         new = pick(self._unembed(resid, mine)[:, -1])
@@ -969,7 +982,7 @@ def _picker(tokens, n, temperature, seed):
 
 Mamba.generate = generate
 
-# %% ../nbs/02_model.ipynb #82d42a9d
+# %% ../nbs/02_model.ipynb #61841e5f
 def fingerprint(
     model, # A `Mamba`, or anything with `config` and `named_parameters()`
 )->str:    # 16 hexadecimal digits; the same for a float64 copy of float32 weights
