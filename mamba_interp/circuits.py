@@ -117,7 +117,11 @@ def jaccard(
     return len(a & b)/either if either else 1.
 
 # %% ../nbs/10_circuits.ipynb #d87f58f4
-def _prompts(task): return hashlib.sha256(b''.join(o.cpu().contiguous().numpy().tobytes() for o in (task.clean, task.corrupt, task.right, task.wrong, task.positions['end']))).hexdigest()[:16]
+def _prompts(task):
+    "16 hexadecimal digits that tell one set of prompts and answers from another."
+    more = [getattr(task, k, None) for k in ('also_right', 'also_wrong', 'candidates')]
+    parts = (task.clean, task.corrupt, task.right, task.wrong, task.positions['end'], *(o for o in more if o is not None))
+    return hashlib.sha256(b''.join(o.cpu().contiguous().numpy().tobytes() for o in parts)).hexdigest()[:16]
 
 def _origin(model, task, metric=None, base='clean', how='resample'):
     "What a score or a circuit depends on, for `how`."
@@ -359,7 +363,7 @@ def _needed(graph):
     return [f'*.{o}' for o in names] + ['embed', 'final_resid']*('depth' in graph.kinds)
 
 # %% ../nbs/10_circuits.ipynb #95605496
-TIE = 1e-6 # Scores that differ by less, as a share of the largest, are equal
+TIE = 1e-5 # Scores that differ by less, as a share of the largest, are equal
 
 def tie_groups(
     size:Tensor, # (E) numbers, 0 or positive

@@ -56,7 +56,7 @@ def strata_of(
     if (rows != rows[:, :1]).any(): raise ValueError(f"prompts that belong together should be of one group, but some {together} neighbours are not")
     return tuple(rows[:, 0].tolist())
 
-# %% ../nbs/11_faithfulness.ipynb #5c3e84bb
+# %% ../nbs/11_faithfulness.ipynb #0afea861
 class Overlap(NamedTuple):
     "What two sets of prompts share."
     prompts:int # Prompts of the second that are in the first, clean or corrupt
@@ -73,7 +73,7 @@ def overlap(
 )->Overlap:
     "What prompts that judge share with those that chose."
     rows = [{tuple(o) for which in (t.clean, t.corrupt) for o in which.tolist()} for t in (first, second)]
-    def words(t): return {i for k,at in t.positions.items() if k != 'end' for i in t.clean.gather(1, at[:, None].to(t.clean.device)).flatten().tolist()}
+    def words(t): return {i for k,at in t.positions.items() if k != 'end' and '+' not in k for i in t.clean.gather(1, at[:, None].to(t.clean.device)).flatten().tolist()}
     here, there = words(first), words(second)
     shared = sum(tuple(o) in rows[0] for o in second.clean.tolist())
     return Overlap(shared, len(second), len(set(first.groups) & set(second.groups)), len(set(second.groups)), len(here & there), len(there))
