@@ -40,6 +40,36 @@
 #define RESTORE
 #endif
 
+/* Can this processor run what the compiler was told to use? Instructions that it lacks would end the process. */
+int scan_usable(void) {
+    int good = 1;
+#if defined __x86_64__ || defined __i386__
+    __builtin_cpu_init();
+#ifdef __AVX512F__
+    good = good && __builtin_cpu_supports("avx512f");
+#endif
+#ifdef __AVX512DQ__
+    good = good && __builtin_cpu_supports("avx512dq");
+#endif
+#ifdef __AVX512BW__
+    good = good && __builtin_cpu_supports("avx512bw");
+#endif
+#ifdef __AVX512VL__
+    good = good && __builtin_cpu_supports("avx512vl");
+#endif
+#ifdef __AVX2__
+    good = good && __builtin_cpu_supports("avx2");
+#endif
+#ifdef __AVX__
+    good = good && __builtin_cpu_supports("avx");
+#endif
+#ifdef __FMA__
+    good = good && __builtin_cpu_supports("fma");
+#endif
+#endif
+    return good;
+}
+
 static void *workspace(size_t bytes) { void *p = 0; return posix_memalign(&p, 64, bytes + 64) ? 0 : p; }
 
 #define REAL float

@@ -7,15 +7,18 @@ __all__ = ['keep', 'scan_by_step', 'hidden_attention', 'scan_backends', 'scan', 
            'scan_heads_by_step', 'head_attention', 'scan_heads']
 
 # %% ../nbs/01_scan.ipynb #b291a957
-import ctypes, hashlib, os, platform, shutil, subprocess, tempfile
+import ctypes, hashlib, os, platform, shlex, shutil, subprocess, tempfile
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from .checks import one_of, whole_number
+from .files import writable, write_file
 
 # %% ../nbs/01_scan.ipynb #d90a6eea
 def _ready(
@@ -191,7 +194,11 @@ _torch = _torch_forward, _torch_backward
 _source = files('mamba_interp')/'_scan.c'
 _flags = '-std=gnu11 -O3 -fPIC -shared -ffp-contract=fast -fno-math-errno -fno-trapping-math'.split()
 # First choice: no OpenMP library of its own, so that the calls find torch's, already in the process, and share its threads
-_kinds = [(native, *threads) for threads in (('-fopenmp', '-nodefaultlibs'), ('-fopenmp',), ()) for native in ('-march=native', '-mcpu=native')]
+_threads = ('-fopenmp', '-nodefaultlibs'), ('-fopenmp',), ()
+_avx2 = '-mavx2', '-mfma'
+_avx512 = *_avx2, '-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl'
+# For each value of MAMBA_INTERP_SCAN, the processors to build for: the first that works is used
+_builds = dict(auto=(('-march=native',), ('-mcpu=native',), ()), avx512=(_avx512,), avx2=(_avx2,), plain=((),), off=())
 
 def _processor():
     "What identifies this machine's processor, as a list of strings."
@@ -199,21 +206,27 @@ def _processor():
     except OSError: lines = []
     return [platform.machine(), platform.processor(), *sorted({o for o in lines if o.startswith(('model name', 'flags', 'Features'))})]
 
+def _cache():
+    "The folder of built libraries."
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mamba_interp'
+
+def _run(*command):
+    "What a program prints; its messages in English, and it may take two minutes."
+    return subprocess.run(command, capture_output=True, text=True, errors='replace', check=True, timeout=120, env=os.environ | dict(LC_ALL='C')).stdout
+
 def _library(
-    cc:str,     # Path of the compiler
-    kind:tuple, # Its flags beside `_flags`
-)->Path:        # The shared library
-    "Build `_scan.c` unless the cache has it: under a temporary name, renamed when done, so that no one loads half a file."
-    version = subprocess.run([cc, '--version'], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256('\n'.join([_source.read_text(), *_flags, *kind, cc, version, *_processor()]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mamba_interp'
-    path = folder/f'scan_{key}.so'
-    if path.exists(): return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as tmp:
-        subprocess.run([cc, *_flags, *kind, str(_source), '-o', f'{tmp}/scan.so'], capture_output=True, text=True, check=True)
-        os.replace(f'{tmp}/scan.so', path)
-    return path
+    cc:tuple,       # The compiler and its own arguments
+    kind:tuple,     # Its flags beside `_flags`
+    afresh=False,   # Build even if the cache has it
+)->Path:            # The shared library
+    "Build `_scan.c` unless the cache has it, so that no one loads half a file."
+    parts = [_source.read_text(), *_flags, *kind, *cc, _run(*cc, '--version'), *_processor()]
+    path = _cache()/f"scan_{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    if path.exists() and not afresh: return path
+    writable(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
+        _run(*cc, *_flags, *kind, str(_source), '-o', f'{tmp}/scan.so')
+        return write_file(path, Path(tmp, 'scan.so').read_bytes())
 
 # %% ../nbs/01_scan.ipynb #59bdc993
 def _call(lib, name, tensors, numbers):
@@ -255,28 +268,54 @@ def _self_check(lib):
     args, weights = (new(2, 35, 19), new(2, 35, 19), -new(19, 9), new(2, 35, 9), new(2, 35, 9), new(2, 19, 9)), (new(2, 35, 19), new(2, 19, 9))
     engine = partial(_c_forward, lib), partial(_c_backward, lib)
     def run(f, kind):
-        with torch.enable_grad():
-            leaves = [x.to(kind).requires_grad_() for x in args]
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [x.to(kind).clone().requires_grad_() for x in args]
             out = f(*leaves)
             return *out, *torch.autograd.grad(out, leaves, [w.to(kind) for w in weights])
     want = run(scan_by_step, torch.float64)
     return all((a-b).abs().max() <= eps*b.abs().max() for kind,eps in ((torch.float64, 1e-13), (torch.float32, 1e-5))
                for a,b in zip(run(partial(_on, engine), kind), want))
 
+def _loaded(path):
+    "The library in `path`; raises OSError for one that this processor cannot run or that computes something else."
+    lib = ctypes.CDLL(str(path))
+    if not lib.scan_usable(): raise OSError(f"{path.name} is built for another processor than this one")
+    if not _self_check(lib): raise OSError('the compiled scan failed its self-check')
+    return lib
+
+# %% ../nbs/01_scan.ipynb #bb6acfc0
+def _compilers():
+    "The C compilers to try: what `CC` says, then the usual names."
+    try: own = shlex.split(os.environ.get('CC', ''))
+    except ValueError: own = []
+    found = [[path, *rest] for first,*rest in ([own] if own else []) + [['cc'], ['gcc'], ['clang']] if (path := shutil.which(first))]
+    return [o for i,o in enumerate(found) if o not in found[:i]]
+
+def _attempt(cc, kind):
+    "The library built by `cc` with `kind`, and '', or None and the reason why there is none."
+    try:
+        path = _library(cc, kind)
+        try: return _loaded(path), ''
+        except (OSError, AttributeError): return _loaded(_library(cc, kind, afresh=True)), ''
+    except subprocess.CalledProcessError as e: return None, f"{cc[0]} failed: {next(iter((e.stderr or '').splitlines()), e)}"
+    except (OSError, RuntimeError, AttributeError, subprocess.TimeoutExpired) as e: return None, str(e)
+
 @lru_cache(None)
-def _compiled():
-    "The library and '', or None and the reason why there is none."
-    cc = next(filter(None, map(shutil.which, filter(None, (os.environ.get('CC'), 'cc', 'gcc', 'clang')))), None)
-    if cc is None: return None, 'no C compiler (cc, gcc or clang) was found'
+def _built(build):
+    "The library for one value of `MAMBA_INTERP_SCAN` and '', or None and the reason why there is none."
+    if build == 'off': return None, 'MAMBA_INTERP_SCAN is off'
+    compilers = _compilers()
+    if not compilers: return None, 'no C compiler (cc, gcc or clang) was found'
     why = []
-    for kind in _kinds:
-        try:
-            lib = ctypes.CDLL(str(_library(cc, kind)))
-            if _self_check(lib): return lib, ''
-            why.append('the compiled scan failed its self-check')
-        except subprocess.CalledProcessError as e: why.append(f"{cc} failed: {next(iter((e.stderr or '').splitlines()), e)}")
-        except (OSError, RuntimeError, AttributeError) as e: why.append(str(e))
+    for cc,target,threads in product(compilers, _builds[build], _threads):
+        lib, reason = _attempt(cc, (*target, *threads))
+        if lib: return lib, ''
+        why.append(reason)
     return None, why[0]
+
+def _compiled():
+    "The same for the value that the environment has now; raises ValueError for one that is not known."
+    return _built(one_of(os.environ.get('MAMBA_INTERP_SCAN') or 'auto', 'MAMBA_INTERP_SCAN', _builds))
 
 # %% ../nbs/01_scan.ipynb #0ae2a025
 @lru_cache(None)
