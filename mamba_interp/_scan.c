@@ -40,34 +40,31 @@
 #define RESTORE
 #endif
 
-/* Can this processor run what the compiler was told to use? Instructions that it lacks would end the process. */
-int scan_usable(void) {
-    int good = 1;
-#if defined __x86_64__ || defined __i386__
-    __builtin_cpu_init();
-#ifdef __AVX512F__
-    good = good && __builtin_cpu_supports("avx512f");
-#endif
-#ifdef __AVX512DQ__
-    good = good && __builtin_cpu_supports("avx512dq");
-#endif
-#ifdef __AVX512BW__
-    good = good && __builtin_cpu_supports("avx512bw");
-#endif
-#ifdef __AVX512VL__
-    good = good && __builtin_cpu_supports("avx512vl");
+/* What a processor has to have to run this, by the names of Linux: one that lacks an instruction ends the process. */
+const char *scan_needs(void) {
+    return ""
+#ifdef __AVX__
+        "avx "
 #endif
 #ifdef __AVX2__
-    good = good && __builtin_cpu_supports("avx2");
-#endif
-#ifdef __AVX__
-    good = good && __builtin_cpu_supports("avx");
+        "avx2 "
 #endif
 #ifdef __FMA__
-    good = good && __builtin_cpu_supports("fma");
+        "fma "
 #endif
+#ifdef __AVX512F__
+        "avx512f "
 #endif
-    return good;
+#ifdef __AVX512DQ__
+        "avx512dq "
+#endif
+#ifdef __AVX512BW__
+        "avx512bw "
+#endif
+#ifdef __AVX512VL__
+        "avx512vl "
+#endif
+        ;
 }
 
 static void *workspace(size_t bytes) { void *p = 0; return posix_memalign(&p, 64, bytes + 64) ? 0 : p; }
