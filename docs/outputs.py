@@ -11,6 +11,7 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 CLOSE = 1e-3   # Two numbers are the same if they differ by this share of their size, or of the scale that they are drawn on
 NOISE = 1e-6   # … or by this
 DIGIT = .02    # … or by one unit of the last printed place, if that is a smaller share than this
+MARGIN = .05   # Values with an interval, and its ends, may differ by this share of its width: they are not known better
 
 # --- numbers -------------------------------------------------------------------------------------------------------
 
@@ -78,12 +79,13 @@ def numbers_agree(x, y, scale, within):
     return agree(a, b, max(unit(x), unit(y)), scale, within)
 
 def intervals_agree(text, a, b):
-    "The same for `value [low, high]`: one unit of the last place is nothing where that is under a tenth of the interval's width."
+    "The same for `value [low, high]`, judged by the interval's width."
     if number.sub('#', text).split() != ['#', '[#,', '#]']: return False
     (value_a, low_a, high_a), (value_b, low_b, high_b) = map(value, a), map(value, b)
     place, width = max(map(unit, a + b)), min(high_a - low_a, high_b - low_b)
-    near = lambda p, q: abs(p-q) <= max(1.01*place, CLOSE*max(abs(p), abs(q)))
-    return place <= width/10 and near(value_a, value_b) and near(low_a, low_b) and near(high_a, high_b)
+    margin = max(MARGIN*width, 1.01*place if place <= 2*MARGIN*width else 0)
+    near = lambda p, q: abs(p-q) <= max(margin, CLOSE*max(abs(p), abs(q)))
+    return near(value_a, value_b) and near(low_a, low_b) and near(high_a, high_b)
 
 def row_agrees(old, new, columns, within):
     return len(old) == len(new) and all(cells_agree(a, b, columns[i], within) for i,(a,b) in enumerate(zip(old, new)))
@@ -145,10 +147,31 @@ def walk(o, path=()):
     elif isinstance(o, (dict, list)):
         for k,v in (o.items() if isinstance(o, dict) else enumerate(o)): yield from walk(v, (*path, k))
 
+def pairs(o, path=()):
+    "Every `[low, high]` in nested lists, with its path."
+    if isinstance(o, list) and len(o) == 2 and all(map(is_number, o)): yield path, o
+    elif isinstance(o, list):
+        for i,v in enumerate(o): yield from pairs(v, (*path, i))
+
+def margins(figure):
+    "Path -> what the number there may differ by, for values drawn with an interval and for the interval's ends."
+    found = {}
+    for i,trace in enumerate(figure.get('data', [])):
+        at, y = ('data', i), trace.get('y')
+        for path,(low,high) in pairs(trace.get('customdata')):
+            for name in (('customdata', *path, 0), ('customdata', *path, 1), ('y', *path), ('z', *path)): found[*at, *name] = MARGIN*abs(high-low)
+        if trace.get('fill') == 'toself' and isinstance(y, list):  # a band: the lower ends, then the upper ones backwards
+            found |= {(*at, 'y', j): MARGIN*abs(y[j]-y[-1-j]) for j in range(len(y)) if is_number(y[j]) and is_number(y[-1-j])}
+        error = trace.get('error_y', {})
+        for j,(up,down) in enumerate(zip(error.get('array') or [], error.get('arrayminus') or error.get('array') or [])):
+            if not (is_number(up) and is_number(down)): continue
+            found |= {(*at, *o): MARGIN*(up+down) for o in (('y', j), ('error_y', 'array', j), ('error_y', 'arrayminus', j))}
+    return found
+
 class Scales:
     "How large the numbers are that are drawn on one axis or one colour scale of a figure."
     def __init__(self, figure):
-        self.figure, self.largest = figure, defaultdict(float)
+        self.figure, self.largest, self.margins = figure, defaultdict(float), margins(figure)
         for path,x in walk(figure):
             if isfinite(x): self.largest[self.group(path)] = max(self.largest[self.group(path)], abs(x))
 
@@ -172,7 +195,7 @@ class Scales:
         group = self.group(path)
         if self.logarithmic(group): return agree(a, b, within=max(within, DIGIT))
         largest = self.largest[group]
-        return agree(a, b, max(unit(repr(a)), unit(repr(b))), largest, within) or abs(a-b) <= within*largest
+        return agree(a, b, max(unit(repr(a)), unit(repr(b))), largest, within) or abs(a-b) <= max(within*largest, self.margins.get(path, 0))
 
 def figure_difference(old, new, within=0., path=(), scales=None):
     "The first difference between two figures' data, or None; each number is judged on the scale it is drawn on."

@@ -37,12 +37,13 @@ def displayed(source='f()', **data): return page_of(new_output('display_data', d
 def html(text): return displayed(**{'text/html': text})
 def figure(*traces, **layout): return displayed(**{pages.PLOTLY: dict(data=list(traces), layout=layout)})
 def line(*y, **more): return dict(type='scatter', x=list(range(len(y))), y=list(y), name='a') | more
+def bar(y, half): return line(y, type='bar', error_y=dict(array=[half], arrayminus=[half]))
 def heat(*z, **more): return dict(type='heatmap', z=list(map(list, z)), coloraxis='coloraxis') | more
 def listed(*rows, columns=('name', 'ours')): return html(table([list(o) for o in rows], columns))
 
 @pytest.mark.parametrize('old, new', [
     ('loss 4.68', 'loss 4.67'), ('at 0x7f0123ab', 'at 0x7f0123cd'), ('error 3e-16', 'error 4e-16'), ('1,000 rows', '1000.0 rows'),
-    ('0.95123', '0.95171'), ('0.309', '0.31'), ('[0.000319, 0.2]', '[0.00032, 0.2]'), ('72 %', '73 %'), ('a\n b', 'a\nb '),
+    ('0.95123', '0.95171'), ('0.309', '0.31'), ('[0.000319, 0.2]', '[0.00032, 0.2]'), ('0.551 [0.123, 0.801]', '0.552 [0.125, 0.8]'), ('72 %', '73 %'), ('a\n b', 'a\nb '),
     ('0.003 [-0.008, 0.014]', '0.003 [-0.009, 0.014]'), ('.4711 of it', '.4712 of it'), ('-0.0', '0.0'),
     ('0.z 0.512\nembed 0.511\n1.y 0.3', 'embed 0.512\n0.z 0.511\n1.y 0.3')])
 def test_rounding_of_printed_numbers_is_no_difference(old, new): assert not pages.differences(printed(old), printed(new))
@@ -87,14 +88,17 @@ two_axes = lambda *y: (line(10., 20.), line(*y, yaxis='y2'))
 @pytest.mark.parametrize('old, new', [
     (figure(line(1., 2., 0.)), figure(line(1.0001, 2., 1e-4))), (figure(heat([1., .5], [2.385e-4, 0.])), figure(heat([1., .5], [2.370e-4, 1e-5]))),
     (figure(heat([1.]), heat([2.385e-4])), figure(heat([1.]), heat([2.6e-4]))), (figure(packed), figure(dict(packed, y=[1., 2.001]))),
-    (figure(line(.5, customdata=[[.309, .7]])), figure(line(.5, customdata=[[.31, .7]]))), (figure(line(1e-4, 1.), **log), figure(line(1.01e-4, 1.), **log))])
+    (figure(line(.5, customdata=[[.309, .7]])), figure(line(.5, customdata=[[.31, .7]]))), (figure(bar(.5, .2)), figure(bar(.505, .205))),
+    (figure(line(.5, 1.3, 1.7, .9, fill='toself')), figure(line(.51, 1.3, 1.7, .9, fill='toself'))),
+    (figure(heat([.5], customdata=[[[.1, .9]]])), figure(heat([.51], customdata=[[[.12, .9]]]))), (figure(line(1e-4, 1.), **log), figure(line(1.01e-4, 1.), **log))])
 def test_rounding_in_figures_is_no_difference(old, new): assert not pages.differences(old, new)
 
 @pytest.mark.parametrize('old, new', [
     (figure(line(1., 2.)), figure(line(1., 2.1))), (figure(line(1., 2.)), figure(line(1.))), (figure(packed), figure(dict(packed, y=[1., 3.]))),
     (figure(heat([1., .5], [2.385e-4, 0.])), figure(heat([1., .5], [.3, 0.]))), (figure(heat([1., .5])), figure(heat([.9, .5]))),
     (figure(heat([1., .5])), figure(heat([-1., .5]))), (figure(line(1.), line(2.)), figure(line(1.))), (figure(line(1.)), figure(line(1., name='b'))),
-    (figure(line(1., error_y=dict(array=[.1]))), figure(line(1.))), (figure(line(1e-4, 1.), **log), figure(line(2e-4, 1.), **log)),
+    (figure(line(1., error_y=dict(array=[.1]))), figure(line(1.))), (figure(bar(.5, .02)), figure(bar(.505, .02))), (figure(bar(.5, .2)), figure(bar(.5, .3))),
+    (figure(heat([.5], customdata=[[[.1, .9]]])), figure(heat([.6], customdata=[[[.1, .9]]]))), (figure(line(1e-4, 1.), **log), figure(line(2e-4, 1.), **log)),
     (figure(*two_axes(.01, .02)), figure(*two_axes(.015, .02))), (figure(line(.5, customdata=[[.3, .7]])), figure(line(.5, customdata=[[.2, .7]]))),
     (figure(line(1., 2.), xaxis=dict(ticktext=['a', 'b'])), figure(line(1., 2.), xaxis=dict(ticktext=['b', 'a']))), (figure(line(1., None)), figure(line(1., 0.))),
     (figure(line(1.)), html('1.0')), (figure(line(1.), annotations=[dict(text='k = 3')]), figure(line(1.), annotations=[dict(text='k = 4')]))])
