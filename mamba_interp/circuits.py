@@ -136,7 +136,7 @@ def _graph_of(value, where, largest):
     "The `Graph` in a file; ValueError for what is none, or has more than `largest` edges, before it is built."
     fields_of(value, where, _GRAPH, _GRAPH)
     one_of(value['model_type'], f"{where}: 'model_type'", RECEIVERS)
-    for k in ('n_layers', 'width'): whole_number(value[k], f'{where}: {k!r}')
+    whole_number(value['n_layers'], f"{where}: 'n_layers'"), whole_number(value['width'], f"{where}: 'width'", high=1000)
     kinds, labels, pairs = (tuple(o) if isinstance(o, list) else o for o in (value['kinds'], value['labels'], value['pairs']))
     for o in kinds: one_of(o, f"{where}: each of 'kinds'", KINDS)
     if not kinds or kinds != tuple(o for o in KINDS if o in kinds): raise ValueError(f"{where}: 'kinds' is {list(kinds)}, expected some of {', '.join(KINDS)}, each once and in this order")
