@@ -182,6 +182,7 @@ def _paths(paths):
 def _hub_name(name):
     "The parts of `'owner/name:config'`; raises ValueError for what names no data set."
     folder = Path(name.split(':')[0])
+    if folder.is_absolute() and not folder.exists(): raise FileNotFoundError(f"cannot stream the data set {name}: there is no such folder")
     known = re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[^:]+)?', name) and not re.search(r'(^|/)\.', name)
     local = folder.is_absolute() and folder.is_dir() and '..' not in folder.parts and not Path.cwd().is_relative_to(folder)
     if not (known or local): raise ValueError(f"{f'hf:{name}'!r} names no data set: expected 'hf:owner/name', 'hf:owner/name:config', or 'hf:' and the whole path of a folder of data")
