@@ -77,7 +77,7 @@ class JumpReLU:
     "A learnt threshold for each feature, and a penalty on how many fire (Rajamanoharan et al. 2024b, eq. 9)."
     coefficient:float=1. # λ, against the squared distance of activations whose mean length is √d
     bandwidth:float=.5   # ε: how near the threshold a value must be to move it
-    threshold:float=.3   # Where every threshold starts
+    threshold:float=.5   # Where every threshold starts
     def __post_init__(self):
         real_number(self.coefficient, "JumpReLU's coefficient", low=0)
         real_number(self.bandwidth, "JumpReLU's bandwidth", above=0)
@@ -229,6 +229,7 @@ class Loss(NamedTuple):
     l0:Tensor       # Features per token
     sparsity:Tensor # What the coefficient multiplies; `l0` for the top-k family
     aux:Tensor      # AuxK, or the gate's own error
+    fvu_ordinary:Tensor # FVU without the longest hundredth of the batch
     fired:Tensor    # (f) bool: which features fired
 
 class SAE(nn.Module):
@@ -374,10 +375,10 @@ class SAE(nn.Module):
 
     def _dense_loss(self, x, y, penalty):
         f, sparsity, extra = self.activation.sparsity(self, self._centre(x), y)
-        mse = _squared(y - self.decode(f))
-        fires = f.detach() > 0
+        out = self.decode(f)
+        mse, fires = _squared(y - out), f.detach() > 0
         total = mse + penalty*self.activation.coefficient*sparsity + extra
-        fixed = [torch.as_tensor(o, dtype=y.dtype, device=y.device).detach() for o in (mse, mse/_spread(y), fires.sum(-1).to(y.dtype).mean(), sparsity, extra)]
+        fixed = [torch.as_tensor(o, dtype=y.dtype, device=y.device).detach() for o in (mse, mse/_spread(y), fires.sum(-1).to(y.dtype).mean(), sparsity, extra, _ordinary(y - out, y))]
         return Loss(total, *fixed, fires.any(0))
 
     def _top_loss(self, x, y, dead, k, aux):
@@ -390,7 +391,7 @@ class SAE(nn.Module):
         fired = torch.zeros(self.d_sae, dtype=torch.bool, device=x.device)
         fired[active.index[fires]] = True
         if self.training and not isinstance(self.activation, TopK): self._follow(values.detach()[fires])
-        return Loss(total, *(o.detach() for o in (mse, mse/spread, l0, l0, revive)), fired)
+        return Loss(total, *(o.detach() for o in (mse, mse/spread, l0, l0, revive, _ordinary(errors[-1], y))), fired)
 
     def _follow(self, values):
         "Move the running threshold towards the least value that fired."
@@ -457,6 +458,14 @@ def _wide(z): return z.float() if z.dtype in (torch.float16, torch.bfloat16) els
 def _spread(y): return (torch.linalg.vector_norm(y.detach() - y.detach().mean(0)).square()/len(y)).clamp_min(torch.finfo(y.dtype).tiny)
 
 def _squared(error): return error.square().sum(-1).mean()
+
+@torch.no_grad()
+def _ordinary(error, y, part=.01):
+    "The fraction of variance unexplained, of `y` (m d), without the longest `part` of its rows."
+    size = y.norm(dim=-1)
+    keep = (size <= size.kthvalue(max(1, int(len(y)*(1 - part)))).values)[:, None].to(y.dtype)
+    centre = (keep*y).sum(0)/keep.sum()
+    return (keep*error.square()).sum()/(keep*(y - centre).square()).sum().clamp_min(torch.finfo(y.dtype).tiny)
 
 def _per_token(x, W, b, k):
     "The k largest features of each row of `x` (m d), a block of rows at a time, which bounds the memory."
@@ -555,7 +564,7 @@ def _hooked(name):
     found = ((re.fullmatch(k, str(name)), v) for k,v in _HOOKS.items())
     return next((Site(v[0], int(m[1]) + v[1]) for m,v in found if m), None)
 
-# %% ../nbs/14_sae.ipynb #a1dcf488
+# %% ../nbs/14_sae.ipynb #b90ea882
 _BASE = dict(dtype='float32', device='cpu', reshape_activations='none')
 
 def _architecture(sae):
@@ -585,8 +594,9 @@ def _described(sae, dtype, model):
     known['normalize_activations'] = _NORMS.get(sae.normalise, 'none')
     if 'transcoder' in known['architecture']: known['d_out'] = sae.d_out
     if isinstance(kind, TopK): known |= dict(k=kind.k, rescale_acts_by_decoder_norm=False)
-    hooks = {k: hook_name(o, model) or _text(o) for k,o in (('hook_name', sae.site), ('hook_name_out', sae.out_site)) if o is not None}
-    about = dict(sae_lens_version='6.0.0', model_name=sae.meta.get('model'), hook_name=sae.meta.get('hook')) | hooks
+    own_hook = sae.meta.get('hook') if model is None else None   # noted by whoever made the SAE
+    about = dict(sae_lens_version='6.0.0', model_name=sae.meta.get('model'), hook_name=own_hook or _hook(sae.site, model))
+    if sae.out_site: about['hook_name_out'] = _hook(sae.out_site, model)
     return known | dict(metadata=about | lens | dict(mamba_interp=own))
 
 def save(self:SAE,
@@ -604,6 +614,8 @@ def save(self:SAE,
     write_files(folder, {'sae_weights.safetensors': data, 'cfg.json': text})
 
 def _text(site): return None if site is None else str(site)
+
+def _hook(site, model): return None if site is None else hook_name(site, model) or str(site)
 
 SAE.save = save
 
@@ -667,7 +679,7 @@ def _sizes(cfg, file, parts, **named):
     for key, size in (('d_in', d_in), ('d_sae', d_sae), *named.items()):
         if cfg.get(key) is not None and whole_number(cfg[key], f"{file}: {key!r}") != size: raise ValueError(f"{file}: {key!r} is {cfg[key]}, but the tensors say {size}")
 
-# %% ../nbs/14_sae.ipynb #e909d1b3
+# %% ../nbs/14_sae.ipynb #d377e6e3
 _LENS_ABOUT = ('model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size '
     'seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out hook_layer hook_layer_out '
     'dataset_trust_remote_code').split()
@@ -731,7 +743,7 @@ def _fold(parts):
     if (norm == 0).any(): raise ValueError(f"{int((norm == 0).sum())} decoder rows have length 0, and the file asks to scale by their lengths")
     parts |= dict(W_dec=parts['W_dec']/norm[:, None], W_enc=parts['W_enc']*norm[:, None], b_enc=parts['b_enc']*norm)
 
-# %% ../nbs/14_sae.ipynb #60edf175
+# %% ../nbs/14_sae.ipynb #61e1487c
 _SPARSIFY = dict(activation=('topk',), skip_connection=(False,), signed=(False,), transcode=(True, False))
 _SPARSIFY_TRAINING = {'expansion_factor', 'normalize_decoder', 'num_latents', 'k', 'multi_topk', 'd_in', 'hookpoint'}
 
@@ -746,7 +758,7 @@ def _from_sparsify(folder):
     _sizes(cfg, file, parts, **(dict(num_latents=len(parts['W_enc'])) if cfg.get('num_latents') else {}))
     return _Found(TopK(whole_number(cfg['k'], f"{file}: 'k'")), parts, not _flag(cfg, file, 'transcode', False), dict(hook=folder.name))
 
-# %% ../nbs/14_sae.ipynb #9a2d9b31
+# %% ../nbs/14_sae.ipynb #e74d8a5d
 _DICTIONARIES = dict(AutoEncoder=L1, AutoEncoderNew=L1, GatedAutoEncoder=Gated, JumpReluAutoEncoder=JumpReLU, AutoEncoderTopK=TopK, BatchTopKSAE=BatchTopK, MatryoshkaBatchTopKSAE=Matryoshka)
 
 def _from_dictionary_learning(folder, activation=None):
@@ -868,7 +880,7 @@ def _at(sae, site, name):
     if sae.site not in (None, site): raise ValueError(f"{name} is an SAE of {sae.site}, not of {site}" + (f" (its hook is {sae.meta['hook']!r})" if sae.meta.get('hook') else ''))
     sae.site = site
 
-# %% ../nbs/14_sae.ipynb #2c948604
+# %% ../nbs/14_sae.ipynb #3b7c434d
 def check_sae(
     sae:SAE,   # Whose site may be None, if only the model is asked about
     model,     # A `Mamba` or an `Adapter`
@@ -889,7 +901,7 @@ def _same_model(sae, name, about):
     tail = lambda o: str(o).rstrip('/').split('/')[-1].lower().removesuffix('-hf')
     if not made and called and tail(called) != tail(about['model']): raise ValueError(f"{name} was made for {called!r}, and this model is {about['model']!r}; if it is the same under another name, set sae.meta['model'] = {about['model']!r}, or load without model=")
 
-# %% ../nbs/14_sae.ipynb #f4d19b8e
+# %% ../nbs/14_sae.ipynb #e0132c7c
 def push_to_hub(self:SAE,
     repo:str,             # 'owner/repository', created if need be
     path:str='',          # Folder in it
