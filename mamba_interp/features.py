@@ -118,7 +118,7 @@ def features_along(
     site, = model.sites(sae.site)
     return active_features(sae, harvest(model, tokens, site)[site])
 
-# %% ../nbs/17_features.ipynb #2c23a67d
+# %% ../nbs/17_features.ipynb #81cbc881
 @cache
 def _byte_of():
     "The byte that each character in the vocabulary of a byte-level tokenizer stands for (Radford et al. 2019)."
@@ -666,6 +666,7 @@ def direct_effects(
     reader = model.final_norm.scale(seen[Site('final_resid')])*(towards if towards.ndim != 2 else towards[:, None])
     values, index = found = active_features(sae, seen[source])
     dot = torch.stack([(sae.W_dec[i].to(r)*r[:, None]).sum(-1) for i,r in zip(index, reader)])
+    if sae.normalise: raise ValueError(f"the SAE at {sae.site} normalises each activation ({sae.normalise}), so its parts are not a sum of features, bias and error: use ablation_effects")
     missed = seen[target] - sae.decode(found).to(reader)
     return Parts(Sparse(values*dot, index), (missed*reader).sum(-1), (sae.b_dec.to(reader)*reader).sum(-1))
 
@@ -685,7 +686,7 @@ def clamp(
         rows = _flat(x, sae.d_in, sae.site)
         found = active_features(sae, rows.detach())
         now = ((found.index[..., None] == index)*found.values[..., None]).sum(-2)
-        return x + ((want.to(now) - now) @ sae.W_dec[index]).to(x.dtype).reshape(x.shape)
+        return x + (sae.scale(rows)*((want.to(now) - now) @ sae.W_dec[index])).to(x.dtype).reshape(x.shape)
     return {sae.site: _put(sae.site, change, at, does)}
 
 class Ablation(NamedTuple):
