@@ -9,24 +9,27 @@ __all__ = ['first_reach', 'Sizes', 'set_sizes', 'verdict', 'copy_nodes']
 from typing import NamedTuple
 import numpy as np, torch
 from .copy_features import CopyFeatures
-from .faithfulness import Resampling
+from .checks import whole_number
 from .feature_circuits import Choices, FeaturePatcher, FeatureScores, Node, rank
 from .graph import Edge
+from .statistics import Resampling
 
 # %% ../nbs/32_ioi_features.ipynb #d4d1e22b
 def first_reach(
-    sizes,  # (k) rising
+    sizes,  # (k) ascending; or (… k), where each curve has its own
     shares, # (… k) what sets of these sizes keep
     target:float, # To be reached
 )->np.ndarray: # (…) size, between the grid's by the logarithm; inf where no size reaches the target
     "Where curves first reach a target."
-    sizes, shares = np.asarray(sizes, dtype=float), np.asarray(shares, dtype=float)
+    shares = np.asarray(shares, dtype=float)
+    sizes = np.broadcast_to(np.asarray(sizes, dtype=float), shares.shape)
     ok = shares >= target
     j = np.where(ok.any(-1), ok.argmax(-1), 1).clip(1)
-    after, before = (np.take_along_axis(shares, o[..., None], -1)[..., 0] for o in (j, j - 1))
+    at = lambda values, k: np.take_along_axis(values, k[..., None], -1)[..., 0]
+    before, after = at(shares, j - 1), at(shares, j)
     part = ((target - before)/np.where(after > before, after - before, 1)).clip(0, 1)
-    size = np.exp(np.log(sizes[j - 1]) + part*(np.log(sizes[j]) - np.log(sizes[j - 1])))
-    return np.where(ok.any(-1), np.where(ok[..., 0], sizes[0], size), np.inf)
+    low, high = np.log(at(sizes, j - 1).clip(1)), np.log(at(sizes, j).clip(1))
+    return np.where(ok.any(-1), np.where(ok[..., 0], sizes[..., 0], np.exp(low + part*(high - low))), np.inf)
 
 # %% ../nbs/32_ioi_features.ipynb #7d79b946
 class Sizes(NamedTuple):
@@ -35,6 +38,7 @@ class Sizes(NamedTuple):
     draws:np.ndarray  # (r w) for each ranking and each draw of the judging prompts; inf: not reached
     ranked:int        # Nodes there were
     best:float        # Most that any size kept
+    exact:int=None    # The first size, of all, at which a set keeps it; None if that was not asked for, or none does
     def over(self,
         base, # `Sizes` of the same draws
     )->tuple: # Ratio of sizes, low, high; inf where this one does not reach the target
@@ -47,22 +51,66 @@ def set_sizes(
     scores:FeatureScores,   # Of its nodes, one row per prompt
     targets=(.85,),         # Shares of the metric
     choices:Choices=Choices(), # `by`, `active` and `errors` are used
-    grid:int=14,            # Sizes
+    grid:int=16,            # Sizes, from half the first size that keeps a target to twice the last; half as many find these
     rankings:int=6,         # Resamples of the ranking prompts, one run for each size
     resampling:Resampling=Resampling(), # Of the judging prompts; neighbours that belong together do so in the ranking too
+    counted=None,           # Function of a node -> bool: which nodes are counted in a size; all if None
+    exact:bool=False,       # Measure every size before the crossing too?
 )->dict:                    # Target -> `Sizes`: the curve's first crossing, with its draws
     "The size that keeps a target, drawn anew over ranking and judging prompts."
     rng, n, pairs = np.random.default_rng(resampling.seed), len(scores.nodes), len(scores.values)//resampling.together
-    sizes = np.unique(np.geomspace(5, n, grid).round().astype(int))
-    bottom, whole = (resampling.units(o) for o in (patcher.ablated, patcher.plain))
-    weights = np.concatenate([np.full((1, len(whole)), 1/len(whole)), resampling.weights(len(whole))])
-    def curve(rows):
-        order, always = _order(scores._replace(values=scores.values[torch.from_numpy(rows)]), choices)
-        values = np.stack([resampling.units(patcher.metric(~_mask(n, order[:k], always))) for k in sizes])
-        return (weights @ (values - bottom).T)/(weights @ (whole - bottom))[:, None]
+    counts = np.array([counted is None or counted(o) for o in scores.nodes])
+    curve = _Curves(patcher, scores, choices, resampling)
+    sizes = curve.look(targets, whole_number(grid, 'grid', 4))
     draw = lambda: (resampling.together*rng.integers(pairs, size=pairs)[:, None] + np.arange(resampling.together)).ravel()
-    one, many = curve(np.arange(len(scores.values)))[0], np.stack([curve(draw())[1:] for _ in range(rankings)])
-    return {t: Sizes(float(first_reach(sizes, one, t)), first_reach(sizes, many, t), n, float(one.max())) for t in targets}
+    (order, one), drawn = curve(np.arange(len(scores.values))), [curve(draw()) for _ in range(rankings)]
+    held = lambda order: counts[order].cumsum()[np.minimum(sizes, len(order)) - 1]
+    many = np.stack([o[1:] for _,o in drawn])
+    own = np.stack([held(o) for o,_ in drawn])[:, None]
+    def found(target):
+        value = float(first_reach(held(order), one[0], target))
+        first = curve.first(order, one[0], target) if exact else None
+        return Sizes(value, first_reach(own, many, target), n, float(one[0].max()), None if first is None else int(counts[order[:first]].sum()))
+    return {t: found(t) for t in targets}
+
+class _Curves:
+    "What the best nodes keep, by their number."
+    def __init__(self, patcher, scores, choices, resampling):
+        self.patcher, self.scores, self.choices, self.resampling = patcher, scores, choices, resampling
+        self.bottom, self.whole = (resampling.units(o) for o in (patcher.ablated, patcher.plain))
+        self.always = _order(scores, choices)[1]
+
+    def look(self, targets, grid):
+        "Take for `sizes` those around the ones that keep the targets."
+        n = len(self.scores.nodes)
+        self.sizes = np.unique(np.geomspace(5, n, grid//2).round().astype(int))
+        shares = self(np.arange(len(self.scores.values)))[1][0]
+        near = [o for o in (float(first_reach(self.sizes, shares, t)) for t in targets) if np.isfinite(o)]
+        fine = np.geomspace(max(5, min(near)/2), min(n, 2*max(near)), grid) if near else self.sizes
+        self.sizes = np.unique(np.concatenate([[5, n], fine]).round().astype(int))
+        return self.sizes
+
+    def units(self, order, size):
+        "(u) the metric of each pair of prompts with the first `size` nodes."
+        return self.resampling.units(self.patcher.metric(~_mask(len(self.scores.nodes), order[:size], self.always)))
+
+    def __call__(self, rows):
+        "The order on some ranking prompts; (1 + w k) shares kept with all judging prompts alike, then with each draw of them."
+        n = len(self.whole)
+        weights = np.concatenate([np.full((1, n), 1/n), self.resampling.weights(n)])
+        order, _ = _order(self.scores._replace(values=self.scores.values[torch.from_numpy(rows)]), self.choices)
+        values = np.stack([self.units(order, k) for k in self.sizes])
+        return order, (weights @ (values - self.bottom).T)/(weights @ (self.whole - self.bottom))[:, None]
+
+    def first(self, order, shares, target):
+        "The first size at which the order keeps a target, every size between two of the grid's measured; None if none does."
+        ok = np.flatnonzero(shares >= target)
+        if not len(ok): return None
+        low = self.sizes[ok[0] - 1] if ok[0] else 0
+        for size in range(low + 1, self.sizes[ok[0]]):
+            kept = (self.units(order, size) - self.bottom).mean()/(self.whole - self.bottom).mean()
+            if kept >= target: return size
+        return int(self.sizes[ok[0]])
 
 def _order(scores, choices):
     "Nodes to rank, and nodes that are always kept."

@@ -62,7 +62,8 @@ def task_metric(
 def _alone(score, task, logits, scores):
     "Refuse a metric that gives the last prompt another score if it is handed in by itself."
     with torch.no_grad(): single = _scored(score, task[-1:], logits[-1:])
-    if single.shape == (1,) and abs(single - scores[-1]).item() <= .02*max(abs(scores[-1]).item(), .1): return
+    slack = (.02 if scores.dtype in (torch.half, torch.bfloat16) else 1e-4)*scores.abs().max().item()
+    if single.shape == (1,) and abs(single - scores[-1]).item() <= slack: return
     raise ValueError(f"the metric gives prompt {task.index[-1].item()} {scores[-1].item():.4g} among {len(scores)} prompts and {single.flatten()[:1].tolist()} alone: a metric is handed a part of the task, and `task.index` says which prompts it has")
 
 def contrast(
