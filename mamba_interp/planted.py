@@ -449,7 +449,7 @@ def joint_circuit(
     "Induction where query and key change together."
     return Planted(induction_model(), planted_joint(n, seed), (_INDUCTION['query']('to_B'),))
 
-# %% ../nbs/12_planted.ipynb #d06fc29f
+# %% ../nbs/12_planted.ipynb #71a57925
 def planted_spread(
     n:int=20,     # Pairs of prompts
     seed:int=0,   # Of the tokens
