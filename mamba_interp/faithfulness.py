@@ -18,7 +18,7 @@ from .checks import one_of, real_number, whole_number
 from .circuits import Circuit, Scores, _ranked, _tie, mask_of, mean_kl, tie_groups, top
 from .graph import KINDS, EdgePatcher, Graph
 from .sites import Site
-from .statistics import AgainstRandom, Estimate, Resampling, informative
+from .statistics import AgainstRandom, Estimate, Resampling, informative, numbers
 from .tasks import Task
 
 # %% ../nbs/11_faithfulness.ipynb #c8f0a851
@@ -56,7 +56,7 @@ def strata_of(
     if (rows != rows[:, :1]).any(): raise ValueError(f"prompts that belong together should be of one group, but some {together} neighbours are not")
     return tuple(rows[:, 0].tolist())
 
-# %% ../nbs/11_faithfulness.ipynb #948b715f
+# %% ../nbs/11_faithfulness.ipynb #af56a37d
 class Overlap(NamedTuple):
     "What two sets of prompts share."
     prompts:int # Prompts of the second that are in the first, clean or corrupt
@@ -216,7 +216,8 @@ def curve(
     by='mean',       # What ranks the edges, as for `ranking`; 'signed' as in MIB's script
 )->Curve:            # With the areas; raises ValueError for shares that do not rise within (0, 1]
     "f(k) of a ranking, with CPR and CMD (Mueller et al. 2025)."
-    if list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1: raise ValueError(f'shares should rise within (0, 1], got {tuple(shares)}')
+    shares = [real_number(o, 'a share of the edges', above=0, high=1) for o in shares]
+    if not shares or shares != sorted(set(shares)): raise ValueError(f'shares should rise within (0, 1], got {tuple(shares)}')
     if scores.graph != patcher.graph: raise ValueError(f'the scores are of {scores.graph!r}, but the patcher has {patcher.graph!r}')
     n, (order, group) = len(scores.graph), _ranked(scores, False, by)
     sizes = [int(o*n + 1e-9) for o in shares]
@@ -393,7 +394,7 @@ def completeness(
     progress:bool=False, # Show a progress bar?
 )->Completeness:  # raises ValueError for an empty circuit
     "Remove the same random edges from the circuit and from the model (Wang et al. 2022)."
-    mask = _mask(patcher, circuit)
+    mask, draws = _mask(patcher, circuit), whole_number(draws, '`draws`')
     if not mask.any(): raise ValueError('completeness removes edges of the circuit, but this circuit has none')
     removed = torch.from_numpy(np.random.default_rng(resampling.seed).random((draws, len(mask))) < .5) & mask
     f = _share(_measure(patcher, torch.cat([mask & ~removed, ~removed]), resampling, progress), ends := _ends(patcher, resampling))
@@ -447,8 +448,9 @@ def sign_test(
 )->tuple:        # Share won, ties counted half, and p; raises ValueError for another margin
     "Is P(difference > 0) within `margin` of one half? (Shi et al. 2024)"
     from scipy.stats import binom
-    if not 0 <= margin < .5: raise ValueError(f'the margin should be in [0, .5), got {margin}')
-    d = np.asarray(differences, dtype=float)
+    real_number(margin, 'the margin', low=0, below=.5), real_number(tie, 'the tie', low=0)
+    d = numbers(differences, 'the differences')
+    if d.ndim != 1 or not len(d): raise ValueError(f'expected one difference for each prompt, got shape {d.shape}')
     won, n = (d > tie).sum() + (abs(d) <= tie).sum()/2, len(d)
     low, high = np.ceil(min(won, n - won)), np.floor(max(won, n - won))
     p = 1. if low >= high else binom.cdf(low, n, .5 + margin) + binom.sf(high - 1, n, .5 + margin)
@@ -509,7 +511,7 @@ def hsic_test(
     x, y = informative(x, 'the first sample'), informative(y, 'the second sample')
     if len(x) != len(y): raise ValueError(f"the two samples should be of the same prompts, but have {len(x)} and {len(y)} numbers")
     k, l = _kernel(np.asarray(x, dtype=float)), _kernel(np.asarray(y, dtype=float))
-    rng, n = np.random.default_rng(seed), len(k)
+    rng, n, permutations = np.random.default_rng(seed), len(k), whole_number(permutations, '`permutations`')
     shuffled = [(k*l[np.ix_(o, o)]).sum() for o in (rng.permutation(n) for _ in range(permutations))]
     found = (k*l).sum()
     return found/(n - 1)**2, (1 + (np.array(shuffled) >= found - 1e-9*n).sum())/(1 + permutations)
@@ -564,7 +566,8 @@ def minimality_test(
 )->Verdict:        # Its statistic is the smallest share beaten; `each` names the edges; raises ValueError if nothing can be removed or added
     "Null, for each edge: it matters more than most random edges would (Shi et al. 2024)."
     from scipy.stats import binom
-    mask = _mask(patcher, circuit)
+    mask, draws = _mask(patcher, circuit), whole_number(draws, '`draws`')
+    real_number(quantile, 'the quantile', above=0, below=1)
     inside = mask.nonzero()[:, 0].tolist()
     if not 0 < len(inside) < len(mask): raise ValueError(f'minimality compares edges of the circuit with edges outside it, but the circuit has {len(inside)} of {len(mask)} edges')
     larger, added = zip(*_inflated(patcher, mask, draws, how, np.random.default_rng(resampling.seed)))
@@ -626,7 +629,7 @@ def stability(
     resampling:Resampling=Resampling(times=100), # Of the prompts
 )->Stability:      # raises ValueError for another n
     "Choose the top `n` edges again for each resample of the prompts."
-    if not 0 < n <= len(scores.graph): raise ValueError(f'n should be from 1 to the {len(scores.graph)} edges of the graph, got {n}')
+    n = whole_number(n, 'the number of edges to choose', high=len(scores.graph))
     values = resampling.units(scores.values)
     sizes = torch.from_numpy(abs(resampling.weights(len(values)) @ values))
     order = torch.stack([tie_groups(o).argsort(stable=True)[:n] for o in sizes]).numpy()

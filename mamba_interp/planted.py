@@ -14,13 +14,13 @@ __all__ = ['SILU_ONE', 'SOFTPLUS_ONE', 'PLANTED', 'FINDERS', 'blank', 'write_ind
 import math, random
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property, partial
 from itertools import product
 from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import Mamba2Config, MambaConfig
+from .checks import one_of, real_number, whole_number
 from .circuits import acdc, edge_scores
 from .graph import Edge, EdgePatcher, Graph, spans
 from .model import Mamba
@@ -40,6 +40,8 @@ def blank(
     calm:float=0.,  # Constant in one more dimension, beside which all else is small; 0 for none
 )->Mamba:           # float64
     "A model that computes nothing yet, but lets signals pass unchanged."
+    for k,o in dict(vocab=vocab, parts=parts, n_layers=n_layers, state=state).items(): whole_number(o, f'`{k}`', 2 if k == 'parts' else 1)
+    one_of(kind, '`kind`', (1, 2)), real_number(calm, '`calm`', low=0)
     width = parts*vocab + 2*bool(calm)
     shared = dict(vocab_size=vocab, hidden_size=width, state_size=state, num_hidden_layers=n_layers, use_bias=True, tie_word_embeddings=False)
     model = Mamba(MambaConfig(**shared, time_step_rank=1) if kind == 1 else Mamba2Config(**shared, num_heads=4, head_dim=width//2, n_groups=1))
@@ -190,6 +192,7 @@ def induction_circuit(
     kind:int=1,  # 1 or 2: Mamba-1 or Mamba-2
 )->Planted:
     "Induction in one layer, on `key_value` prompts."
+    one_of(swap, '`swap`', _INDUCTION)
     return Planted(induction_model(kind=kind), key_value(list(range(16)), n, seed, swap=swap), (_INDUCTION[swap]('to_B' if kind == 1 else 'B'),))
 
 # %% ../nbs/12_planted.ipynb #ebae4cf9
@@ -229,6 +232,7 @@ def planted_ioi(
     names:int=8,      # The first of them are names
 )->Task:
     "Two names among filler tokens, one of them again; positions IO, S1, S1+1, S2."
+    one_of(swap, '`swap`', ('S2 to IO', 'S2 to C', 'S1 to IO', 'S1 to C'))
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         (io, s, c), fill = rng.sample(range(names), 3), [rng.randrange(names, vocab) for _ in range(12)]
@@ -449,7 +453,7 @@ def joint_circuit(
     "Induction where query and key change together."
     return Planted(induction_model(), planted_joint(n, seed), (_INDUCTION['query']('to_B'),))
 
-# %% ../nbs/12_planted.ipynb #71a57925
+# %% ../nbs/12_planted.ipynb #e3735101
 def planted_spread(
     n:int=20,     # Pairs of prompts
     seed:int=0,   # Of the tokens
@@ -458,6 +462,7 @@ def planted_spread(
     pairs:int=3,  # Key–value pairs
 )->Task:
     "Recall by a question of several tokens; the corruption asks for another key, whose value is new."
+    whole_number(lags, '`lags`', high=4)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         *ids, new = rng.sample(range(2, keys), 2*pairs + 1)
@@ -501,10 +506,10 @@ def planted(
     name:str,   # A key of `PLANTED`
     n:int=20,   # Pairs of prompts
     seed:int=0, # Of prompts, rotations and random layers
-)->Planted:     # raises ValueError for another name
+)->Planted:     # raises ValueError for another name, or no prompts
     "A planted circuit by its name."
-    if name not in PLANTED: raise ValueError(f'no planted circuit is called {name!r}; the closest are {get_close_matches(name, PLANTED, 3, 0)}')
-    return PLANTED[name](n=n, seed=seed)
+    one_of(name, 'the planted circuit', PLANTED)
+    return PLANTED[name](n=whole_number(n, '`n`'), seed=whole_number(seed, '`seed`', 0))
 
 # %% ../nbs/12_planted.ipynb #302b99e2
 @torch.no_grad()
@@ -563,7 +568,7 @@ def importance(
     steps:int=5,     # Points of 'ig'
 )->Tensor:           # (E) size of each edge's effect, as a share of clean less corrupt; for 'acdc' 1 or 0
     "What a method says of every edge."
-    if method not in FINDERS: raise ValueError(f"method should be one of {', '.join(map(repr, FINDERS))}, not {method!r}")
+    one_of(method, 'method', FINDERS)
     if method == 'acdc': return acdc(planted.patcher, planted.scale/20).mask.double()
     found = planted.effects if method == 'exact' else edge_scores(planted.model, planted.task, planted.graph, method, steps, planted.spans, batch=len(planted.task)).values
     size = found.mean(0).abs()/planted.scale
