@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .attribution import METHODS, check_run, exactly, informative, missed, points
+from .attribution import METHODS, check_run, exactly, informative, missed, needs_mamba, points
 from .checks import fields_of, one_of, real_number, same_run, whole_number
 from .files import only_writer, read_json, writable, write_json
 from .graph import KINDS, RECEIVERS, Edge, EdgePatcher, Graph, Spans
@@ -194,6 +194,7 @@ def load(
 
 def _same_model(graph, model, what='the graph', how={}):
     "Raise ValueError unless `graph`, and `how` if it says, are about `model`."
+    needs_mamba(model, 'a circuit')
     mine = Graph.of(model)
     if any(getattr(graph, k) != getattr(mine, k) for k in ('model_type', 'n_layers', 'width')): raise ValueError(f"{what} is about another model: {graph!r} with a convolution of width {graph.width} is no graph of this {mine.model_type} of {mine.n_layers} blocks, width {mine.width}")
     if (theirs := how.get('fingerprint')) and theirs != (this := fingerprint(model)): raise ValueError(f"{what} was found in {how.get('model')!r} with weights {theirs}; this model's weights are {this}")

@@ -1,5 +1,5 @@
 """Circuits: what cannot be meant is refused in one sentence, ties do not depend on rounding, and a test that cannot fail is no test."""
-import json, math, os, re, subprocess, sys, time
+import json, math, os, subprocess, sys, time
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from mamba_interp.circuits import Circuit, Scores, acdc, edge_scores, exact_scores, mean_change, minimal_set, n_edges, prune, ranking, tie_groups, top
@@ -389,20 +389,23 @@ def test_two_processes_on_one_checkpoint(tmp_path):
 
 def test_killed_and_resumed(tmp_path):
     "A SIGKILL in the middle: the same circuit, and nothing measured twice."
-    script = tmp_path/'run.py'
-    script.write_text('''
+    script = '''
 import os, signal, sys, torch
-sys.path.insert(0, os.path.dirname(os.environ['HERE']))
-from tests.test_faults_circuits import Fake, adding
 from mamba_interp.circuits import acdc
-class Dies(Fake):
+from mamba_interp.graph import Graph
+class Dies:
+    graph, calls = Graph('mamba', 2, 4, tuple(range(6))), 0
+    weights = torch.full((len(graph),), 1e-4).double()
+    weights[[1, 50, 90]] = 1
+    def f(self, kept): return (kept.double() @ self.weights).expand(3)
     def metric(self, patched):
         if self.calls == 9: os.kill(os.getpid(), signal.SIGKILL)
-        return super().metric(patched)
-acdc(Dies(adding(1, 50, 90)), .5, checkpoint=sys.argv[1])
-''')
-    here = os.path.dirname(os.path.abspath(__file__))
-    killed = subprocess.run([sys.executable, str(script), str(tmp_path/'a.json')], env=os.environ | dict(HERE=here), capture_output=True)
+        self.calls += 1
+        return self.f(~patched)
+    plain, ablated = (property(lambda self, o=o: self.f(torch.full((len(self.graph),), o))) for o in (True, False))
+acdc(Dies(), .5, checkpoint=sys.argv[1])
+'''
+    killed = subprocess.run([sys.executable, '-c', script, str(tmp_path/'a.json')], capture_output=True)
     assert killed.returncode == -9, killed.stderr.decode()[-500:]
     whole, rest = Fake(adding(1, 50, 90)), Fake(adding(1, 50, 90))
     assert acdc(rest, .5, checkpoint=tmp_path/'a.json').keep == acdc(whole, .5).keep
