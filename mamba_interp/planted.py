@@ -453,7 +453,7 @@ def joint_circuit(
     "Induction where query and key change together."
     return Planted(induction_model(), planted_joint(n, seed), (_INDUCTION['query']('to_B'),))
 
-# %% ../nbs/12_planted.ipynb #e3735101
+# %% ../nbs/12_planted.ipynb #a185e94c
 def planted_spread(
     n:int=20,     # Pairs of prompts
     seed:int=0,   # Of the tokens
@@ -462,7 +462,7 @@ def planted_spread(
     pairs:int=3,  # Key–value pairs
 )->Task:
     "Recall by a question of several tokens; the corruption asks for another key, whose value is new."
-    whole_number(lags, '`lags`', high=4)
+    whole_number(lags, '`lags`')
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         *ids, new = rng.sample(range(2, keys), 2*pairs + 1)
@@ -479,7 +479,7 @@ def spread_circuit(
     lags:int=3,  # 1 to 4: lags through which the query is read
 )->Planted:
     "Recall whose query is the mean of several tokens."
-    keys = 10
+    keys, lags = 10, whole_number(lags, '`lags`', high=4)
     model, eye = blank(2*keys, state=keys), torch.eye(keys).double()
     block, (value, key, query) = model.layers[0], (slice(i*keys, (i + 1)*keys) for i in range(3))
     _reads(block, value, value, 0, eye)
