@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Secant', 'scan_heads_secant', 'Frozen', 'Detached', 'nodes', 'metric_gradient', 'metric_secant', 'Point',
-           'needs_mamba', 'check_run', 'exactly', 'slopes_at', 'enough_memory', 'points', 'Effects', 'missed',
-           'informative', 'attribute', 'integrate_activations', 'CutSums', 'cut_sums', 'Calibration', 'calibrate']
+           'needs_mamba', 'check_run', 'exactly', 'slopes_at', 'points', 'Effects', 'missed', 'attribute',
+           'integrate_activations', 'CutSums', 'cut_sums', 'Calibration', 'calibrate']
 
 # %% ../nbs/08_attribution.ipynb #44ab6578
 from collections import deque
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from .checks import one_of, whole_number
-from .model import Mamba, Rules
-from .patching import Interval, interval, patch_effects, task_metric
+from .model import Mamba, Rules, enough_memory
+from .patching import Interval, contrast, patch_effects, task_metric
 from .scan import scan_by_step, scan_heads, scan_heads_by_step, scan_secant, secant_slope
 from .sites import Site
 from .taps import chain, record
@@ -42,7 +42,7 @@ def _wide(x):
     "At least float32: slopes are differences, which half precision has no digits for."
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
-# %% ../nbs/08_attribution.ipynb #a106ef22
+# %% ../nbs/08_attribution.ipynb #e5aa21f0
 _PARTS = ('norm', 'product', 'function', 'scan', 'metric')
 
 class Secant(Rules):
@@ -86,7 +86,7 @@ class Secant(Rules):
     def scan_by_step(self, *args, **kw): return scan_by_step(*args, **kw, **self._steps())
     def scan_heads_by_step(self, *args, **kw): return scan_heads_by_step(*args, **kw, **self._steps())
 
-# %% ../nbs/08_attribution.ipynb #cf6cb8f3
+# %% ../nbs/08_attribution.ipynb #365f10ef
 class _SecantNorm(Function):
     "x·ρ with ρ = rsqrt(mean x² + ε), built of a product and of rsqrt, whose mean slope is −(ρ_a ρ_b)²/(ρ_a + ρ_b)."
     @staticmethod
@@ -112,7 +112,7 @@ def _watch(sites, seen):
         return keep
     return {s: keeper(s) for s in sites}
 
-# %% ../nbs/08_attribution.ipynb #5a24cd24
+# %% ../nbs/08_attribution.ipynb #65622347
 def scan_heads_secant(
     x:Tensor,       # (b t h p) input
     dt:Tensor,      # (b t h) step size, positive
@@ -188,7 +188,7 @@ class Detached(Frozen):
     def scan_by_step(self, *args, **kw): return self._cut(super().scan_by_step, *args, **kw)
     def scan_heads_by_step(self, *args, **kw): return self._cut(super().scan_heads_by_step, *args, **kw)
 
-# %% ../nbs/08_attribution.ipynb #5c2dbe7f
+# %% ../nbs/08_attribution.ipynb #cdcb36c3
 def nodes(
     steps:int,      # Number of points, at least 1
     how='gauss',    # 'gauss' (Gauss–Legendre) or 'midpoint'
@@ -198,14 +198,8 @@ def nodes(
     if one_of(how, 'how', ('gauss', 'midpoint')) == 'midpoint': return [((i + .5)/steps, 1/steps) for i in range(steps)]
     return [((x + 1)/2, w/2) for x,w in zip(*(o.tolist() for o in np.polynomial.legendre.leggauss(steps)))]
 
-# %% ../nbs/08_attribution.ipynb #ba4e6a6d
+# %% ../nbs/08_attribution.ipynb #27c7309d
 def _eps(x): return torch.finfo(x.dtype).eps
-
-def _score(metric, task, logits, first=0):
-    "The metric (b), a finite number on every prompt."
-    score = task_metric(metric, task, logits)
-    if bad := (~score.isfinite()).nonzero()[:, 0].tolist(): raise ValueError(f"the metric is {score[bad[0]].item()} on prompt {bad[0] + first}, expected a finite number on every prompt")
-    return score
 
 def metric_gradient(
     metric,        # `metric(task, logits (b v))` -> (b); the logit difference if None
@@ -215,22 +209,22 @@ def metric_gradient(
     "The metric's slopes at one place."
     logits = _wide(logits.detach()).requires_grad_()
     with torch.enable_grad():
-        score = _score(metric, task, logits)
+        score = task_metric(metric, task, logits)
         found = torch.autograd.grad(score.sum(), logits, allow_unused=True)[0] if score.requires_grad else None
     if found is None: raise ValueError("the metric does not depend on the model's logits (or cuts their gradient, as an accuracy or a rank does), so nothing can be attributed")
     return found
 
 class _Line:
     "A metric on the straight line between two runs' logits; `share` (b) is how far each prompt has gone."
-    def __init__(self, metric, task, here, there, first):
-        self.metric, self.task, self.first = metric, task, first
+    def __init__(self, metric, task, here, there):
+        self.metric, self.task = metric, task
         self.here, self.step = _wide(here.detach()), _wide(there.detach()) - _wide(here.detach())
-        with torch.no_grad(): self.low, self.high = (_score(metric, task, _wide(o.detach()), first).double() for o in (here, there))
+        with torch.no_grad(): self.low, self.high = (task_metric(metric, task, _wide(o.detach())).double() for o in (here, there))
         self.true, self.most = self.high - self.low, torch.maximum(self.low.abs(), self.high.abs())
     def at(self, share): return self.here + share[:, None].to(self.step)*self.step
     @torch.no_grad()
     def value(self, share):
-        found = _score(self.metric, self.task, self.at(share), self.first).double()
+        found = task_metric(self.metric, self.task, self.at(share)).double()
         self.most = torch.maximum(self.most, found.abs())
         return found
     def mean(self, low, high, n):
@@ -243,26 +237,25 @@ class _Line:
         "Is so little missed: a share of the change, or rounding errors of the metric?"
         return missed.abs() <= share*change.abs() + noise*_eps(self.step)*self.most
 
-# %% ../nbs/08_attribution.ipynb #d73d36b1
+# %% ../nbs/08_attribution.ipynb #78b1d3fa
 def metric_secant(
     metric,       # `metric(task, logits (b v))` -> (b); the logit difference if None
     task:Task,    # What it is computed for
     here:Tensor,  # (b v) logits of one run
     there:Tensor, # (b v) logits of the other
-    first:int=0,  # Number of the first prompt, for the message
 )->Tensor:        # (b v); raises ValueError where the metric jumps, naming the prompt
     "Mean slopes of the metric between two runs: summed over `(there - here)*slopes` they are its change."
-    line = _Line(metric, task, here, there, first)
+    line = _Line(metric, task, here, there)
     slope = line.mean(torch.zeros_like(line.true), torch.ones_like(line.true), 1)
     if not line.fits(line.true - line.change(slope), line.true, _eps(line.step)**(2/3), 30).all(): slope = _by_pieces(line)
     missed = line.true - line.change(slope)
     if bad := (~line.fits(missed, line.true, .001, _eps(line.step)**-.5)).nonzero()[:, 0].tolist():
         true, lost = line.true[bad[0]].item(), missed[bad[0]].item()
-        raise ValueError(f"the metric changes by {true:.3g} between the two runs on prompt {bad[0] + first}, but its slopes account for {true - lost:.3g}: it jumps on the way, as an accuracy or a rank does; take a metric without jumps, or exact patching")
+        raise ValueError(f"the metric changes by {true:.3g} between the two runs on prompt {task.index[bad[0]].item()}, but its slopes account for {true - lost:.3g}: it jumps on the way, as an accuracy or a rank does; take a metric without jumps, or exact patching")
     size = line.step.square().sum(1)
     return slope + (missed.to(size)/size.clamp(min=_eps(size)**4))[:, None]*line.step
 
-# %% ../nbs/08_attribution.ipynb #fdd8e1f3
+# %% ../nbs/08_attribution.ipynb #95774fad
 def _by_pieces(line, halvings=14, most=200):
     "(b v) mean slopes from pieces of the line, each halved until its slopes account for the metric's change on it."
     waiting, total = [[(0., 1., *o)] for o in zip(line.low.tolist(), line.high.tolist())], 0
@@ -292,9 +285,10 @@ class Point(NamedTuple):
     change:dict   # `Site` -> (b t …) corrupt value minus clean value; the same at every point
     runs:tuple    # `Site` -> value here; for the secant rule, here and in the other run: products pass on their mean
     summed:Tensor # (b) what the effects of all embeddings sum to, by these slopes
-    true:Tensor   # (b) the metric on the other run minus that on this one; the same at every point
+    score:Tensor  # (b) the metric on this run
+    true:Tensor   # (b) the metric on the other run minus that on this one; like `score`, the same at every point
 
-# %% ../nbs/08_attribution.ipynb #b63b3a6f
+# %% ../nbs/08_attribution.ipynb #c995760e
 def needs_mamba(
     model,    # What was given as a model
     what:str, # What needs it, for the sentence
@@ -323,7 +317,7 @@ def check_run(
     if not (metric is None or callable(metric)): raise ValueError(f"the metric is {_article(type(metric).__name__)}, expected a function `metric(task, logits (b v))` that gives one number per prompt, or None for the logit difference")
     one_of(base, 'base', ('clean', 'corrupt'))
 
-# %% ../nbs/08_attribution.ipynb #54d597b5
+# %% ../nbs/08_attribution.ipynb #ad0a41d7
 @contextmanager
 def exactly(
     model,      # A `Mamba`, for its device
@@ -370,35 +364,22 @@ def _sides(task, base):
 
 def _between(a, b): return {s: b[s] - v for s,v in a.items()}
 
-# %% ../nbs/08_attribution.ipynb #TEMP
-def enough_memory(need, what, device='cpu'): pass
-
-# %% ../nbs/08_attribution.ipynb #188568ce
-def _numbers(model, site, length):
-    "How many numbers a site has per prompt and token."
-    cfg, e = model.config, model.layers[0].out_proj.in_features
-    sizes = dict(d=cfg.hidden_size, e=e, n=cfg.state_size, k=cfg.conv_kernel, s=length, c=model.layers[0].conv1d.in_channels,
-        **{k: getattr(cfg, v, 1) for k,v in dict(h='num_heads', p='head_dim', g='n_groups').items()})
-    axes = model.table[site.name].axes.split()
-    return int(np.prod([sizes[o] for o in axes if o not in 'bt'], dtype=np.int64))
-
+# %% ../nbs/08_attribution.ipynb #4591c6b3
 def _bytes(model, task, sites, rules):
     "Bytes that slopes take, about: what is kept inside blocks, states where a site asks for them, and the sites' values and slopes."
-    (b, length), cfg = task.clean.shape, model.config
-    inner, secant = model.layers[0].out_proj.in_features, isinstance(rules, Secant)
-    stepped = {s.layer for s in sites if s.name == 'state'}
-    numbers = len(model.layers)*((20 + 16*secant)*inner + 8*cfg.hidden_size)
-    numbers += len(stepped)*(6 + 6*secant)*_numbers(model, Site('state', 0), length)
-    numbers += 6*sum(_numbers(model, s, length) for s in sites)
-    return b*(length*numbers + 8*cfg.vocab_size)*max(4, model.embeddings.weight.element_size())
+    shape, cfg, secant = tuple(task.clean.shape), model.config, isinstance(rules, Secant)
+    inner = model.layers[0].out_proj.in_features
+    blocks = len(model.layers)*((20 + 16*secant)*inner + 8*cfg.hidden_size)*shape[0]*shape[1]*4
+    states = len({s.layer for s in sites if s.name == 'state'})*(6 + 6*secant)*model.bytes_at(Site('state', 0), shape)
+    return blocks + states + 6*sum(model.bytes_at(s, shape) for s in sites) + 32*shape[0]*cfg.vocab_size
 
 def _check_room(model, task, sites, method, rules):
     "Raise ValueError if slopes at these sites would not fit into memory."
     many, length = task.clean.shape
-    what = f"method {method!r} at {len(sites)} sites, for {many} prompts of {length} tokens at a time (take a smaller `batch` or fewer sites),"
+    what = f"method {method!r} at {len(sites)} sites for {many} prompts of {length} tokens at a time (a smaller `batch`, or fewer sites, take less)"
     enough_memory(_bytes(model, task, sites, rules), what, model.device)
 
-# %% ../nbs/08_attribution.ipynb #78cbd331
+# %% ../nbs/08_attribution.ipynb #20f6c775
 def points(
     model:Mamba,      # Mamba-1 or Mamba-2
     task:Task,        # Its clean and corrupt prompts
@@ -408,7 +389,7 @@ def points(
     metric=None,      # `metric(task, logits (b v))` -> (b), differentiable; the logit difference if None
     base='clean',     # The run whose sites take the other's values: 'clean' or 'corrupt'
     how='gauss',      # Nodes of integrated gradients: 'gauss' or 'midpoint'
-    first:int=0,      # Number of the first prompt, for messages
+    alone:bool=False, # Is the task a part of a larger one, so that a metric must not look at other prompts?
 ):                    # Iterator of `Point`; raises ValueError for an unknown site, method or base, a metric that slopes cannot explain, or too little memory
     "Slopes of the metric at sites, under a rule."
     check_run('attribution', model, task, metric, base)
@@ -416,13 +397,13 @@ def points(
     if any(o.is_inference() for o in model.parameters()): raise ValueError("the model's weights were made under torch.inference_mode, so nothing can be differentiated: load the model outside of it")
     asked = model.sites(sites)
     _check_room(model, task, asked, method, rules)
-    work = _Points(model.under(rules), task, asked, rules, metric, base, first)
+    work = _Points(model.under(rules), task, asked, rules, metric, base, alone)
     return work.along(places) if method == 'ig' else iter([work.here()])
 
 class _Points:
     "Both runs of a task, and slopes between them."
-    def __init__(self, model, task, asked, rules, metric, base, first):
-        self.model, self.task, self.asked, self.rules, self.metric, self.first = model, task, asked, rules, metric, first
+    def __init__(self, model, task, asked, rules, metric, base, alone):
+        self.model, self.task, self.asked, self.rules, self.metric, self.alone = model, task, asked, rules, metric, alone
         self.sites, self.ends, self.sides = list(dict.fromkeys([*asked, Site('embed')])), task.positions['end'], _sides(task, base)
         self.other, self.far = self.plain(self.sides[1])
         if isinstance(rules, Secant): rules.comparing = True
@@ -437,44 +418,48 @@ class _Points:
         "The one point of a method that looks at one place."
         with exactly(self.model, grad=True):
             run = _Run(self.model, self.sides[0], self.sites, self.ends)
-            near, true = run.logits.detach(), self.true(run.logits.detach())
+            near = run.logits.detach()
+            ends = self.ends_of(near)
             mean = isinstance(self.rules, Secant) and 'metric' not in self.rules.plain
-            if mean: weights = metric_secant(self.metric, self.task, near, self.far, self.first)
-            else: weights = self.informed(metric_gradient(self.metric, self.task, near), near, true)
+            if mean: weights = metric_secant(self.metric, self.task, near, self.far)
+            else: weights = self.informed(metric_gradient(self.metric, self.task, near), near, ends)
             values, slope = run.values(), run.slopes(weights)
         runs = (values, self.other) if isinstance(self.rules, Secant) else (values,)
-        return self.point(1., slope, _between(values, self.other), runs, true)
+        return self.point(1., slope, _between(values, self.other), runs, ends)
 
     def along(self, places):
         "The points of integrated gradients, from this run's embedding to the other's."
         values, near = self.plain(self.sides[0])
-        change, true = _between(values, self.other), self.true(near)
-        with exactly(self.model): ends = [self.model.embeddings(o).detach() for o in self.sides]
+        change, ends = _between(values, self.other), self.ends_of(near)
+        with exactly(self.model): first, last = (self.model.embeddings(o).detach() for o in self.sides)
         for share, weight in places:
-            values, slope = slopes_at(self.model, self.sides[0], self.sites, self.task, self.metric, torch.lerp(*ends, share))
-            yield self.point(weight, slope, change, (values,), true)
+            values, slope = slopes_at(self.model, self.sides[0], self.sites, self.task, self.metric, torch.lerp(first, last, share))
+            yield self.point(weight, slope, change, (values,), ends)
 
-    def true(self, near):
-        with exactly(self.model): here, there = (_score(self.metric, self.task, o, self.first) for o in (near, self.far))
-        return (there - here).detach()
+    def ends_of(self, near):
+        "(b) the metric on this run, and on the other."
+        with exactly(self.model):
+            here, there = (_wide(o) for o in (near, self.far))
+            return task_metric(self.metric, self.task, here), task_metric(self.metric, self.task, there, alone=self.alone)
 
-    def informed(self, weights, near, true):
+    def informed(self, weights, near, ends):
         "The weights; ValueError where a metric that changes has no gradient in this run, on any prompt."
+        true = (ends[1] - ends[0]).abs()
         most = weights.norm(dim=1)*(_wide(self.far) - _wide(near)).norm(dim=1)
-        if (most <= _eps(most)**(2/3)*true.abs()).all() and true.any(): raise ValueError("the metric changes between the two runs, but its gradient in this run is 0 on every prompt (a divergence from this very run is at its least there), so there is nothing to pass back: use method 'secant' or 'ig'")
+        if (most <= _eps(most)**(2/3)*true).all() and true.any(): raise ValueError("the metric changes between the two runs, but its gradient in this run is 0 on every prompt (a divergence from this very run is at its least there), so there is nothing to pass back: use method 'secant' or 'ig'")
         return weights
 
-    def point(self, weight, slope, change, runs, true):
+    def point(self, weight, slope, change, runs, ends):
         summed = (slope[Site('embed')]*change[Site('embed')]).flatten(1).sum(1)
         some = lambda found: {s: found[s] for s in self.asked}
-        return Point(weight, some(slope), some(change), tuple(map(some, runs)), summed, true)
+        return Point(weight, some(slope), some(change), tuple(map(some, runs)), summed, ends[0], ends[1] - ends[0])
 
 def _rules(method):
     "Fresh rules for a method."
     if isinstance(method, Secant): return Secant(method.plain)
     if isinstance(method, Rules): return method
     if isinstance(method, str) and method in METHODS: return METHODS[method]()
-    one_of(method, 'method', (*METHODS, 'or `Rules` of your own'))
+    one_of(method, 'method', (*METHODS, '`Rules` of your own'))
 
 # %% ../nbs/08_attribution.ipynb #1db26150
 def _per_token(site, product, length):
@@ -508,14 +493,7 @@ def missed(
     summed, true = summed.double(), true.double()
     return round(((summed - true).square().mean()/true.square().mean()).sqrt().item(), 6)
 
-def informative(
-    true:Tensor, # (b) the metric on the other run minus that on this one, of all prompts
-    what:str='so there is nothing to attribute', # What follows, for the sentence
-):               # raises ValueError if it is 0 on every prompt
-    "Refuse a metric that does not tell the two runs apart."
-    if not true.any(): raise ValueError(f"the metric is the same on the clean and the corrupt run, on every one of {len(true)} prompts, {what}: either the prompts agree, or the metric is constant")
-
-# %% ../nbs/08_attribution.ipynb #c02b32bd
+# %% ../nbs/08_attribution.ipynb #671fb510
 def attribute(
     model:Mamba,      # Mamba-1 or Mamba-2
     task:Task,        # Its clean and corrupt prompts
@@ -531,20 +509,20 @@ def attribute(
     "The effect of each site at each token on each prompt, estimated (attribution patching, Nanda 2023) under a rule."
     from tqdm.auto import tqdm
     check_run('attribution', model, task, metric, base)
-    done, length = [], task.clean.shape[1]
-    for i in tqdm(range(0, len(task), whole_number(batch, 'batch')), disable=not progress, unit='batch'):
+    done, length, alone = [], task.clean.shape[1], whole_number(batch, 'batch') < len(task)
+    for i in tqdm(range(0, len(task), batch), disable=not progress, unit='batch'):
         total, summed = {}, 0
-        for p in points(model, task[i:i+batch], sites, method, steps, metric, base, how, i):
+        for p in points(model, task[i:i+batch], sites, method, steps, metric, base, how, alone):
             summed = summed + p.weight*p.summed
             for s,g in p.slope.items(): total[s] = total.get(s, 0) + p.weight*_per_token(s, g*p.change[s], length)
-        done.append((total, summed, p.true))
+        done.append((total, summed, p.score, p.true))
     parts, *sums = zip(*done)
-    summed, true = map(torch.cat, sums)
-    informative(true)
+    summed, score, true = map(torch.cat, sums)
+    contrast(task, score, score + true)
     name = method if isinstance(method, str) else type(method).__name__
     return Effects({s: torch.cat([o[s] for o in parts]) for s in parts[0]}, name, summed, true)
 
-# %% ../nbs/08_attribution.ipynb #72a61de2
+# %% ../nbs/08_attribution.ipynb #fe048ef0
 def integrate_activations(
     model:Mamba,      # Mamba-1 or Mamba-2
     task:Task,        # Its clean and corrupt prompts
