@@ -2,7 +2,7 @@
 import json, math, os, subprocess, sys, time
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from mamba_interp.circuits import Circuit, Scores, acdc, edge_scores, exact_scores, mean_change, minimal_set, n_edges, prune, ranking, tie_groups, top
+from mamba_interp.circuits import Circuit, Scores, acdc, edge_scores, exact_scores, mean_change, minimal_set, prune, ranking, tie_groups, top
 from mamba_interp.faithfulness import (agreement, equivalence_limits, equivalence_power, faithfulness, hsic_test, independence_power, independence_test,
     minimality_power, overlap, random_band, random_masks, random_paths, stability, strata_of)
 from mamba_interp.files import only_writer
@@ -252,7 +252,7 @@ def test_files_that_are_none(tmp_path, model):
     file = written(tmp_path)
     refused(lambda: Circuit.load(file, model), 'another model')
     refused(lambda: Circuit.load(file, graph=Graph('mamba', 2, 4)), 'is a circuit of')
-    assert len(Circuit.load(file, graph=GRID)) == 3 and n_edges(GRID) == len(GRID)
+    assert len(Circuit.load(file, graph=GRID)) == 3
 
 def test_many_span_labels_are_counted_fast(tmp_path):
     "A graph of many named spans is counted from its list of pairs."
@@ -263,7 +263,6 @@ def test_many_span_labels_are_counted_fast(tmp_path):
     began = time.time()
     assert len(Circuit.load(written(tmp_path, change))) == 1
     assert time.time() - began < 10
-    refused(lambda: Circuit.load(written(tmp_path, change), largest=1000), 'at most 1,000')
 
 @pytest.mark.parametrize('how', ([], 'secant', 3, dict(x={1, 2}), dict(x=math.nan), dict(x=torch.ones(2))))
 def test_how_that_is_no_json(how, tmp_path):
