@@ -1,22 +1,21 @@
 "Run the pages of `nbs/`, compare their outputs with the saved ones, and write README.md."
-import argparse, base64, fnmatch, hashlib, json, os, re, sys, time
+import argparse, fnmatch, hashlib, json, os, re, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import yaml
-from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from docs.outputs import PLOTLY, WIDGET, cell_difference
 
 root = Path(__file__).resolve().parent.parent
 nbs, built = root/'nbs', root/'_build'/'pages'
 settings = ConfigParser(delimiters='=')
 settings.read(root/'settings.ini')
 settings = settings['DEFAULT']
-PLOTLY = 'application/vnd.plotly.v1+json'
 
 def names(*globs):
     "The pages whose name matches one of `globs` (every page if there is none), in order."
@@ -96,73 +95,15 @@ def save(page, nb):
 
 # --- comparing outputs -----------------------------------------------------------------------------------------
 
-WIDGET = 'application/vnd.jupyter.widget-view+json'
-number = re.compile(r'(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?(?![\w])|(?<![\w.])nan\b|(?<![\w.])[-+]?inf\b', re.I)
-ids = re.compile(r'0x[0-9a-f]{6,}|circuits-vis-[0-9a-f-]+|\bT_[0-9a-f]{5}')
-
-def shown(output):
-    "What a reader sees of one output, as text; '' for what carries no numbers of ours (stderr, pictures, widgets)."
-    if output.output_type == 'stream': return output.text if output.name == 'stdout' else ''
-    data = output.get('data', {})
-    if WIDGET in data or PLOTLY in data: return ''
-    if 'text/html' in data:
-        soup = BeautifulSoup(data['text/html'], 'html.parser')
-        for o in soup(['style', 'script']): o.decompose()
-        return ' '.join([soup.get_text(' '), *(o['title'] for o in soup(title=True))])
-    return data.get('text/markdown', data.get('text/plain', ''))
-
-def differ(a, b, unit=0.):
-    "Do two numbers differ by more than rounding: 1 in 1,000, one `unit` of the last printed place (if that is under 2 %), or 1e-6?"
-    if not np.isfinite([a, b]).all(): return str(a) != str(b)
-    size = max(abs(a), abs(b))
-    return abs(a-b) > max(1e-3*size, min(1.01*unit, .02*size), 1e-6)
-
-def unit(s):
-    "One unit of the last place of a printed number: 0.01 for '3.14', 1e-5 for '1.2e-4'."
-    digits, _, exponent = s.lower().partition('e')
-    return 10.**(int(exponent or 0) - len(digits.partition('.')[2])) if '.' in digits or exponent else 0.
-
-def text_difference(old, new):
-    "The first difference between two texts, beyond spacing, memory addresses and the last place of a number, or None."
-    old, new = (' '.join(ids.sub('id', o).split()) for o in (old, new))
-    if number.sub('#', old) != number.sub('#', new): return f'saved {old[:300]!r}, now {new[:300]!r}'
-    for a,b in zip(number.findall(old), number.findall(new)):
-        if a != b and differ(float(a.replace(',', '')), float(b.replace(',', '')), max(unit(a), unit(b))): return f'saved {a}, now {b} in {new[:300]!r}'
-
-def plain(o):
-    "A plotly figure's JSON with its packed arrays as lists of numbers."
-    if isinstance(o, dict):
-        if set(o) >= {'dtype', 'bdata'}: return np.frombuffer(base64.b64decode(o['bdata']), np.dtype(o['dtype'])).tolist()
-        return {k: plain(v) for k,v in o.items()}
-    return [plain(v) for v in o] if isinstance(o, list) else o
-
-def is_number(o): return isinstance(o, (int, float)) and not isinstance(o, bool)
-
-def figure_difference(old, new, at='figure'):
-    "The first difference between two figures' data, or None; numbers in a list are judged on the scale of the list."
-    if type(old) is not type(new) and not (is_number(old) and is_number(new)): return f'{at}: saved {str(old)[:200]}, now {str(new)[:200]}'
-    if isinstance(old, dict):
-        if old.keys() != new.keys(): return f'{at}: saved keys {sorted(old)}, now {sorted(new)}'
-        return next(filter(None, (figure_difference(old[k], new[k], f'{at}.{k}') for k in old)), None)
-    if isinstance(old, list):
-        if len(old) != len(new): return f'{at}: saved {len(old)} values, now {len(new)}'
-        if not all(map(is_number, old+new)): return next(filter(None, (figure_difference(a, b, f'{at}[{i}]') for i,(a,b) in enumerate(zip(old, new)))), None)
-        noise = 1e-3*max((abs(o) for o in old if np.isfinite(o)), default=0.)
-        return next((f'{at}[{i}]: saved {a}, now {b}' for i,(a,b) in enumerate(zip(old, new)) if differ(a, b) and not abs(a-b) <= noise), None)
-    if is_number(old): return f'{at}: saved {old}, now {new}' if differ(old, new) else None
-    return text_difference(str(old), str(new)) and f'{at}: saved {old!r}, now {new!r}'
-
-def cell_difference(old, new):
-    "The first difference between a cell's saved outputs and its new ones, or None."
-    texts = [' '.join(map(shown, c.outputs)) for c in (old, new)]
-    figures = [[plain({k: v for k,v in o.data[PLOTLY].items() if k in ('data', 'layout')}) for o in c.outputs if PLOTLY in o.get('data', {})] for c in (old, new)]
-    pictures = [sum(k.startswith('image/') for o in c.outputs for k in o.get('data', {})) for c in (old, new)]
-    return text_difference(*texts) or figure_difference(*figures) or (f'saved {pictures[0]} pictures, now {pictures[1]}' if pictures[0] != pictures[1] else None)
+def allowed(cell):
+    "The share by which a cell's numbers may differ: what `#| within .01` says, or 0."
+    return float(directives(cell).get('within') or 0)
 
 def differences(old, new, flags=()):
     "One line for each code cell whose saved outputs are not what the run gave; `#| varies` cells and skipped ones are left out."
-    pairs = [(i, a, b) for i,(a,b) in enumerate(zip(old.cells, new.cells)) if a.cell_type == 'code' and 'varies' not in directives(a) and not skipped(a, flags)]
-    return [f'cell {i} ({a.id}): {d}' for i,a,b in pairs if (d := cell_difference(a, b))]
+    compared = lambda cell: cell.cell_type == 'code' and 'varies' not in directives(cell) and not skipped(cell, flags)
+    pairs = [(i, a, b) for i,(a,b) in enumerate(zip(old.cells, new.cells)) if compared(a)]
+    return [f'cell {i} ({a.id}): {d}' for i,a,b in pairs if (d := cell_difference(a, b, allowed(a)))]
 
 # --- README and command line -------------------------------------------------------------------------------------
 

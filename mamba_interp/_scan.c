@@ -40,6 +40,33 @@
 #define RESTORE
 #endif
 
+/* What a processor has to have to run this, by the names of Linux: one that lacks an instruction ends the process. */
+const char *scan_needs(void) {
+    return ""
+#ifdef __AVX__
+        "avx "
+#endif
+#ifdef __AVX2__
+        "avx2 "
+#endif
+#ifdef __FMA__
+        "fma "
+#endif
+#ifdef __AVX512F__
+        "avx512f "
+#endif
+#ifdef __AVX512DQ__
+        "avx512dq "
+#endif
+#ifdef __AVX512BW__
+        "avx512bw "
+#endif
+#ifdef __AVX512VL__
+        "avx512vl "
+#endif
+        ;
+}
+
 static void *workspace(size_t bytes) { void *p = 0; return posix_memalign(&p, 64, bytes + 64) ? 0 : p; }
 
 #define REAL float

@@ -7,15 +7,18 @@ __all__ = ['keep', 'scan_by_step', 'hidden_attention', 'scan_backends', 'scan', 
            'scan_heads_by_step', 'head_attention', 'scan_heads']
 
 # %% ../nbs/01_scan.ipynb #b291a957
-import ctypes, hashlib, os, platform, shutil, subprocess, tempfile
+import ctypes, hashlib, os, platform, shlex, shutil, subprocess, tempfile
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from .checks import one_of, whole_number
+from .files import writable, write_file
 
 # %% ../nbs/01_scan.ipynb #d90a6eea
 def _ready(
@@ -23,17 +26,28 @@ def _ready(
     **given,  # Argument name -> tensor, or None where optional
 )->list:      # The arguments in one precision, float32 at least
     "Check that arguments fit each other, and bring them to one precision; raise `ValueError` with the first that does not fit."
-    sizes, kind, main = {}, torch.float32, next(iter(given.values()))
+    sizes, kind = {}, torch.float32
     for (name,x),letters in zip(given.items(), axes.split()):
-        if x is None: continue
+        if x is None and name in _optional: continue
+        _check_kind(name, x)
+        main = next(iter(given.values()))
         fits = x.ndim == len(letters) and all(sizes.setdefault(a, size) == size for a,size in zip(letters, x.shape))
         want = ', '.join(str(sizes.get(a, '?')) for a in letters)
         if not fits: raise ValueError(f"{name} should have axes ({' '.join(letters)}) = ({want}), but its shape is {tuple(x.shape)}")
         if sizes['t'] == 0: raise ValueError(f"a scan needs at least one token, but {name} has shape {tuple(x.shape)} for axes ({' '.join(letters)})")
+        if 0 in x.shape[1:]: raise ValueError(f"a scan needs at least one number along each axis, but {name} has shape {tuple(x.shape)} for axes ({' '.join(letters)})")
         if x.device != main.device: raise ValueError(f"all arguments should be on one device, but {name} is on {x.device} and {next(iter(given))} on {main.device}")
         kind = torch.promote_types(kind, x.dtype)
-    if kind not in (torch.float32, torch.float64): raise ValueError(f"a scan takes real numbers up to float64, not {kind}")
     return [None if x is None else x.to(kind) for x in given.values()]
+
+_optional = 'h', 'h of the other run', 'D'
+
+def _check_kind(name, x):
+    "Raise `ValueError` for what is no dense tensor of real numbers."
+    if not isinstance(x, Tensor): raise ValueError(f"{name} is a {type(x).__name__}, expected a tensor")
+    if x.layout != torch.strided: raise ValueError(f"{name} is a sparse tensor, expected a dense one")
+    real = torch.float16, torch.bfloat16, torch.float32, torch.float64
+    if x.dtype not in real: raise ValueError(f"a scan takes real numbers of 16 to 64 bits, not {x.dtype}, but {name} has these")
 
 def _exactly(x):
     "A context without autocast, which would round inside the recurrence."
@@ -48,6 +62,13 @@ def keep(
     "The tap that changes nothing."
     return h
 
+def _tapped(tap, t, h):
+    "What `tap` returns; raises `ValueError` for anything that is no state."
+    new = tap(t, h)
+    if isinstance(new, Tensor) and new.shape == h.shape: return new
+    got = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else f"a {type(new).__name__}"
+    raise ValueError(f"the tap returned {got} for the state after token {t}, expected a tensor of shape {tuple(h.shape)}")
+
 def scan_by_step(
     u:Tensor,       # (b t e) input
     dt:Tensor,      # (b t e) step size, positive
@@ -60,13 +81,13 @@ def scan_by_step(
     exp=torch.exp,  # The exponential, likewise
 )->tuple[Tensor,Tensor]: # (b t e) output without the skip, in the precision of `u`; (b e n) last state
     "Run the selective state-space recurrence (Gu & Dao 2023, Algorithm 2) token by token."
-    kind = u.dtype
+    kind = getattr(u, 'dtype', None)
     u, dt, A, B, C, h = _ready('bte bte en btn btn ben', u=u, dt=dt, A=A, B=B, C=C, h=h)
     h, y = u.new_zeros(len(u), *A.shape) if h is None else h, []
     with _exactly(u):
         for t in range(u.shape[1]):
             h = mul(exp(dt[:,t,:,None]*A), h) + mul(mul(dt[:,t], u[:,t])[...,None], B[:,t,None])
-            h = tap(t, h)
+            h = _tapped(tap, t, h)
             y.append(mul(h, C[:,t,None]).sum(-1))
     return torch.stack(y, 1).to(kind), h
 
@@ -191,7 +212,10 @@ _torch = _torch_forward, _torch_backward
 _source = files('mamba_interp')/'_scan.c'
 _flags = '-std=gnu11 -O3 -fPIC -shared -ffp-contract=fast -fno-math-errno -fno-trapping-math'.split()
 # First choice: no OpenMP library of its own, so that the calls find torch's, already in the process, and share its threads
-_kinds = [(native, *threads) for threads in (('-fopenmp', '-nodefaultlibs'), ('-fopenmp',), ()) for native in ('-march=native', '-mcpu=native')]
+_threads = ('-fopenmp', '-nodefaultlibs'), ('-fopenmp',), ()
+_instructions = dict(avx512='avx2 fma avx512f avx512dq avx512bw avx512vl'.split(), avx2='avx2 fma'.split())
+# For each value of MAMBA_INTERP_SCAN, the processors to build for: the first that works is used
+_builds = dict(auto=(('-march=native',), ('-mcpu=native',), ()), plain=((),), off=()) | {k: ([f'-m{o}' for o in v],) for k,v in _instructions.items()}
 
 def _processor():
     "What identifies this machine's processor, as a list of strings."
@@ -199,21 +223,27 @@ def _processor():
     except OSError: lines = []
     return [platform.machine(), platform.processor(), *sorted({o for o in lines if o.startswith(('model name', 'flags', 'Features'))})]
 
+def _cache():
+    "The folder of built libraries."
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mamba_interp'
+
+def _run(*command):
+    "What a program prints; its messages in English, and it may take two minutes."
+    return subprocess.run(command, capture_output=True, text=True, errors='replace', check=True, timeout=120, env=os.environ | dict(LC_ALL='C')).stdout
+
 def _library(
-    cc:str,     # Path of the compiler
-    kind:tuple, # Its flags beside `_flags`
-)->Path:        # The shared library
-    "Build `_scan.c` unless the cache has it: under a temporary name, renamed when done, so that no one loads half a file."
-    version = subprocess.run([cc, '--version'], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256('\n'.join([_source.read_text(), *_flags, *kind, cc, version, *_processor()]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mamba_interp'
-    path = folder/f'scan_{key}.so'
-    if path.exists(): return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as tmp:
-        subprocess.run([cc, *_flags, *kind, str(_source), '-o', f'{tmp}/scan.so'], capture_output=True, text=True, check=True)
-        os.replace(f'{tmp}/scan.so', path)
-    return path
+    cc:tuple,       # The compiler and its own arguments
+    kind:tuple,     # Its flags beside `_flags`
+    afresh=False,   # Build even if the cache has it
+)->tuple[Path,bool]: # The shared library, and whether it was built now
+    "Build `_scan.c` unless the cache has it, so that no one loads half a file."
+    parts = [_source.read_text(), *_flags, *kind, *cc, _run(*cc, '--version'), *_processor()]
+    path = _cache()/f"scan_{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    if path.exists() and not afresh: return path, False
+    writable(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
+        _run(*cc, *_flags, *kind, str(_source), '-o', f'{tmp}/scan.so')
+        return write_file(path, Path(tmp, 'scan.so').read_bytes()), True
 
 # %% ../nbs/01_scan.ipynb #59bdc993
 def _call(lib, name, tensors, numbers):
@@ -255,28 +285,63 @@ def _self_check(lib):
     args, weights = (new(2, 35, 19), new(2, 35, 19), -new(19, 9), new(2, 35, 9), new(2, 35, 9), new(2, 19, 9)), (new(2, 35, 19), new(2, 19, 9))
     engine = partial(_c_forward, lib), partial(_c_backward, lib)
     def run(f, kind):
-        with torch.enable_grad():
-            leaves = [x.to(kind).requires_grad_() for x in args]
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [x.to(kind).clone().requires_grad_() for x in args]
             out = f(*leaves)
             return *out, *torch.autograd.grad(out, leaves, [w.to(kind) for w in weights])
     want = run(scan_by_step, torch.float64)
     return all((a-b).abs().max() <= eps*b.abs().max() for kind,eps in ((torch.float64, 1e-13), (torch.float32, 1e-5))
                for a,b in zip(run(partial(_on, engine), kind), want))
 
+def _lacking(instructions):
+    "Of the names of `instructions`, those that this processor does not have, where Linux lists what it has."
+    has = {word for line in _processor() if line.startswith('flags') for word in line.split()}
+    return [o for o in instructions if has and o not in has]
+
+def _loaded(path):
+    "The library in `path`; raises OSError for one that this processor cannot run or that computes something else."
+    lib = ctypes.CDLL(str(path))
+    lib.scan_needs.restype = ctypes.c_char_p
+    if lacking := _lacking(lib.scan_needs().decode().split()): raise OSError(f"this processor lacks what {path.name} is built for ({' '.join(lacking)})")
+    if not _self_check(lib): raise OSError('the compiled scan failed its self-check')
+    return lib
+
+# %% ../nbs/01_scan.ipynb #bb6acfc0
+def _compilers():
+    "The C compilers to try: what `CC` says, then the usual names."
+    try: own = shlex.split(os.environ.get('CC', ''))
+    except ValueError: own = []
+    found = [[path, *rest] for first,*rest in ([own] if own else []) + [['cc'], ['gcc'], ['clang']] if (path := shutil.which(first))]
+    return [o for i,o in enumerate(found) if o not in found[:i]]
+
+def _attempt(cc, kind):
+    "The library built by `cc` with `kind`, and '', or None and the reason why there is none."
+    try:
+        path, new = _library(cc, kind)
+        try: return _loaded(path), ''
+        except (OSError, AttributeError):
+            if new: raise
+            return _loaded(_library(cc, kind, afresh=True)[0]), ''
+    except subprocess.CalledProcessError as e: return None, f"{cc[0]} failed: {next(iter((e.stderr or '').splitlines()), e)}"
+    except (OSError, RuntimeError, AttributeError, subprocess.TimeoutExpired) as e: return None, str(e)
+
 @lru_cache(None)
-def _compiled():
-    "The library and '', or None and the reason why there is none."
-    cc = next(filter(None, map(shutil.which, filter(None, (os.environ.get('CC'), 'cc', 'gcc', 'clang')))), None)
-    if cc is None: return None, 'no C compiler (cc, gcc or clang) was found'
+def _built(build):
+    "The library for one value of `MAMBA_INTERP_SCAN` and '', or None and the reason why there is none."
+    if build == 'off': return None, 'MAMBA_INTERP_SCAN is off'
+    compilers = _compilers()
+    if not compilers: return None, 'no C compiler (cc, gcc or clang) was found'
+    if build in _instructions and (lacking := _lacking(_instructions[build])): return None, f"this processor has no {' '.join(lacking)}"
     why = []
-    for kind in _kinds:
-        try:
-            lib = ctypes.CDLL(str(_library(cc, kind)))
-            if _self_check(lib): return lib, ''
-            why.append('the compiled scan failed its self-check')
-        except subprocess.CalledProcessError as e: why.append(f"{cc} failed: {next(iter((e.stderr or '').splitlines()), e)}")
-        except (OSError, RuntimeError, AttributeError) as e: why.append(str(e))
+    for cc,target,threads in product(compilers, _builds[build], _threads):
+        lib, reason = _attempt(cc, (*target, *threads))
+        if lib: return lib, ''
+        why.append(reason)
     return None, why[0]
+
+def _compiled():
+    "The same for the value that the environment has now; raises ValueError for one that is not known."
+    return _built(one_of(os.environ.get('MAMBA_INTERP_SCAN') or 'auto', 'MAMBA_INTERP_SCAN', _builds))
 
 # %% ../nbs/01_scan.ipynb #0ae2a025
 @lru_cache(None)
@@ -325,8 +390,8 @@ def scan(
     backend:str='auto', # 'cuda', 'compiled', 'torch', or 'auto' for the first of these that can
 )->tuple[Tensor,Tensor]: # (b t e) output without the skip, in the precision of `u`; (b e n) last state, float32 at least
     "The selective scan (Gu & Dao 2023, Algorithm 2), fast and differentiable in every tensor; `ValueError` for arguments that do not fit."
-    names, kind = ('cuda', 'compiled', 'torch'), u.dtype
-    if backend not in ('auto', *names): raise ValueError(f"backend should be 'auto' or one of {', '.join(names)}, not {backend!r}")
+    names, kind = ('cuda', 'compiled', 'torch'), getattr(u, 'dtype', None)
+    one_of(backend, 'backend', ('auto', *names))
     u, dt, A, B, C, h = _ready('bte bte en btn btn ben', u=u, dt=dt, A=A, B=B, C=C, h=h)
     if backend == 'auto': backend = next(o for o in names if not _unfit(o, u, A, h))
     elif why := _unfit(backend, u, A, h): raise ValueError(f"backend {backend!r} is not usable here: {why}")
@@ -420,18 +485,22 @@ def scan_secant(
     other,          # u, dt, B, C, h of the other run
     backend:str='auto', # 'compiled', 'torch', or 'auto' for the first of these that can
 )->tuple[Tensor,Tensor]: # As from `scan`
-    "The scan, with mean slopes between this run and another as its gradients."
-    kind, A = u.dtype, A.detach()
-    u, dt, A, B, C, h = _ready('bte bte en btn btn ben', u=u, dt=dt, A=A, B=B, C=C, h=h)
-    other = [None if o is None else o.detach().to(u.dtype) for o in other]
-    y, h = _SecantScan.apply(backend, A, u, dt, B, C, h, *other)
+    "The scan, with mean slopes between this run and another as its gradients; `ValueError` for arguments that do not fit."
+    one_of(backend, 'backend', ('auto', 'compiled', 'torch'))
+    if len(other) != 5: raise ValueError(f"the other run has {len(other)} arguments, expected u, dt, B, C and h")
+    kind, names = getattr(u, 'dtype', None), [f'{o} of the other run' for o in ('u', 'dt', 'B', 'C', 'h')]
+    if (h is None) != (other[4] is None): raise ValueError("one run has a first state h and the other has none: give both or neither")
+    axes = 'bte bte en btn btn ben bte bte btn btn ben'
+    u, dt, A, B, C, h, *other = _ready(axes, u=u, dt=dt, A=A, B=B, C=C, h=h, **dict(zip(names, other)))
+    y, h = _SecantScan.apply(backend, A.detach(), u, dt, B, C, h, *[None if o is None else o.detach() for o in other])
     return y.to(kind), h
 
 # %% ../nbs/01_scan.ipynb #293fc477
 def _ready_heads(axes, **given):
     "As `_ready`, for arguments with `A` (h) and `B` (b t g n): the groups have to divide the heads."
-    args, heads, groups = _ready(axes, **given), len(given['A']), given['B'].shape[2]
-    if not groups or heads % groups: raise ValueError(f"the number of groups should divide the {heads} heads, but B has {groups} groups")
+    args = _ready(axes, **given)
+    heads, groups = len(given['A']), given['B'].shape[2]
+    if heads % groups: raise ValueError(f"the number of groups should divide the {heads} heads, but B has {groups} groups")
     return args
 
 def scan_heads_by_step(
@@ -446,14 +515,14 @@ def scan_heads_by_step(
     exp=torch.exp,  # The exponential
 )->tuple[Tensor,Tensor]: # (b t h p) output without the skip, in the precision of `x`; (b h p n) last state
     "Run Mamba-2's recurrence (Dao & Gu 2024, eq. 2 with scalar A) token by token."
-    kind = x.dtype
+    kind = getattr(x, 'dtype', None)
     x, dt, A, B, C, h = _ready_heads('bthp bth h btgn btgn bhpn', x=x, dt=dt, A=A, B=B, C=C, h=h)
     B, C = (o.repeat_interleave(x.shape[2]//o.shape[2], 2) for o in (B, C))
     h, y = x.new_zeros(*x[:,0].shape, B.shape[-1]) if h is None else h, []
     with _exactly(x):
         for t in range(x.shape[1]):
             h = mul(exp(dt[:,t]*A)[...,None,None], h) + mul(mul(dt[:,t,:,None], x[:,t])[...,None], B[:,t,:,None])
-            h = tap(t, h)
+            h = _tapped(tap, t, h)
             y.append(mul(h, C[:,t,:,None]).sum(-1))
     return torch.stack(y, 1).to(kind), h
 
@@ -482,9 +551,9 @@ def scan_heads(
     chunk:int=64,   # Tokens between two states, at least 1
 )->tuple[Tensor,Tensor]: # (b t h p) output without the skip, in the precision of `x`; (b h p n) last state, float32 at least
     "Mamba-2's scan by chunks (Dao & Gu 2024, Listing 1), differentiable in every tensor; `ValueError` for arguments that do not fit."
-    if chunk < 1: raise ValueError(f"chunk should be at least 1 token, not {chunk}")
-    kind, T = x.dtype, x.shape[1] if x.ndim > 1 else 0
+    chunk, kind = whole_number(chunk, 'chunk'), getattr(x, 'dtype', None)
     x, dt, A, B, C, h = _ready_heads('bthp bth h btgn btgn bhpn', x=x, dt=dt, A=A, B=B, C=C, h=h)
+    T = x.shape[1]
     h = x.new_zeros(*x[:,0].shape, B.shape[-1]) if h is None else h
     chunk, groups = min(chunk, T), B.shape[2]
     cut = lambda o: torch.cat([o, o.new_zeros(len(o), -T%chunk, *o.shape[2:])], 1).unflatten(1, (-1, chunk)).transpose(0, 1)
