@@ -118,7 +118,7 @@ def features_along(
     site, = model.sites(sae.site)
     return active_features(sae, harvest(model, tokens, site)[site])
 
-# %% ../nbs/17_features.ipynb #81cbc881
+# %% ../nbs/17_features.ipynb #182b8c10
 @cache
 def _byte_of():
     "The byte that each character in the vocabulary of a byte-level tokenizer stands for (Radford et al. 2019)."
