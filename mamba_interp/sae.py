@@ -564,7 +564,7 @@ def _hooked(name):
     found = ((re.fullmatch(k, str(name)), v) for k,v in _HOOKS.items())
     return next((Site(v[0], int(m[1]) + v[1]) for m,v in found if m), None)
 
-# %% ../nbs/14_sae.ipynb #b90ea882
+# %% ../nbs/14_sae.ipynb #f2fa0700
 _BASE = dict(dtype='float32', device='cpu', reshape_activations='none')
 
 def _architecture(sae):
@@ -679,7 +679,7 @@ def _sizes(cfg, file, parts, **named):
     for key, size in (('d_in', d_in), ('d_sae', d_sae), *named.items()):
         if cfg.get(key) is not None and whole_number(cfg[key], f"{file}: {key!r}") != size: raise ValueError(f"{file}: {key!r} is {cfg[key]}, but the tensors say {size}")
 
-# %% ../nbs/14_sae.ipynb #d377e6e3
+# %% ../nbs/14_sae.ipynb #bbf7d997
 _LENS_ABOUT = ('model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size '
     'seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out hook_layer hook_layer_out '
     'dataset_trust_remote_code').split()
@@ -743,7 +743,7 @@ def _fold(parts):
     if (norm == 0).any(): raise ValueError(f"{int((norm == 0).sum())} decoder rows have length 0, and the file asks to scale by their lengths")
     parts |= dict(W_dec=parts['W_dec']/norm[:, None], W_enc=parts['W_enc']*norm[:, None], b_enc=parts['b_enc']*norm)
 
-# %% ../nbs/14_sae.ipynb #61e1487c
+# %% ../nbs/14_sae.ipynb #e615c2fe
 _SPARSIFY = dict(activation=('topk',), skip_connection=(False,), signed=(False,), transcode=(True, False))
 _SPARSIFY_TRAINING = {'expansion_factor', 'normalize_decoder', 'num_latents', 'k', 'multi_topk', 'd_in', 'hookpoint'}
 
@@ -758,7 +758,7 @@ def _from_sparsify(folder):
     _sizes(cfg, file, parts, **(dict(num_latents=len(parts['W_enc'])) if cfg.get('num_latents') else {}))
     return _Found(TopK(whole_number(cfg['k'], f"{file}: 'k'")), parts, not _flag(cfg, file, 'transcode', False), dict(hook=folder.name))
 
-# %% ../nbs/14_sae.ipynb #e74d8a5d
+# %% ../nbs/14_sae.ipynb #e3104860
 _DICTIONARIES = dict(AutoEncoder=L1, AutoEncoderNew=L1, GatedAutoEncoder=Gated, JumpReluAutoEncoder=JumpReLU, AutoEncoderTopK=TopK, BatchTopKSAE=BatchTopK, MatryoshkaBatchTopKSAE=Matryoshka)
 
 def _from_dictionary_learning(folder, activation=None):
@@ -830,7 +830,7 @@ def _from_hub(repo, path):
     if path: inside(repo, path)
     from huggingface_hub import snapshot_download
     try: got = Path(snapshot_download(repo, allow_patterns=f'{path}/*' if path else None))
-    except Exception as e: raise FileNotFoundError(f"there is no folder {repo}{'/' + path if path else ''} here, and the Hugging Face Hub does not give {'/'.join(filter(None, (repo, path)))!r} ({type(e).__name__}): check the name and the network") from e
+    except Exception as e: raise FileNotFoundError(f"cannot get {'/'.join(filter(None, (repo, path)))!r} from the Hugging Face Hub ({type(e).__name__}): check the name and the network; there is no such folder here either") from e
     return got/path
 
 def load(
@@ -880,7 +880,7 @@ def _at(sae, site, name):
     if sae.site not in (None, site): raise ValueError(f"{name} is an SAE of {sae.site}, not of {site}" + (f" (its hook is {sae.meta['hook']!r})" if sae.meta.get('hook') else ''))
     sae.site = site
 
-# %% ../nbs/14_sae.ipynb #3b7c434d
+# %% ../nbs/14_sae.ipynb #ecf3c558
 def check_sae(
     sae:SAE,   # Whose site may be None, if only the model is asked about
     model,     # A `Mamba` or an `Adapter`
@@ -901,7 +901,7 @@ def _same_model(sae, name, about):
     tail = lambda o: str(o).rstrip('/').split('/')[-1].lower().removesuffix('-hf')
     if not made and called and tail(called) != tail(about['model']): raise ValueError(f"{name} was made for {called!r}, and this model is {about['model']!r}; if it is the same under another name, set sae.meta['model'] = {about['model']!r}, or load without model=")
 
-# %% ../nbs/14_sae.ipynb #e0132c7c
+# %% ../nbs/14_sae.ipynb #e4407aec
 def push_to_hub(self:SAE,
     repo:str,             # 'owner/repository', created if need be
     path:str='',          # Folder in it
