@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from .activations import origin
 from .checks import fields_of, one_of, real_number, whole_number
 from .files import inside, read_json, settle, write_files
-from .model import _read_file
+from .model import _read_file, enough_memory
 from .sites import Site
 from .taps import Tap, record
 
@@ -249,6 +249,8 @@ class SAE(nn.Module):
         d_in, d_sae = whole_number(d_in, 'd_in', high=2**24), whole_number(d_sae, 'd_sae', high=2**28)
         if d_out is not None: d_out = whole_number(d_out, 'd_out', high=2**24)
         if not isinstance(meta, (dict, type(None))): raise ValueError(f"meta is {meta!r}, expected a dict")
+        size = d_sae*(d_in + (d_out or d_in))
+        if size > 2**26: enough_memory(8*size, f"an SAE of {d_sae:,} features")   # the weights, and one of them while it is drawn
         self.site, self.out_site = (None if o is None else Site.parse(o) for o in (site, out_site))
         self.activation, self.meta = _fitted(activation, d_sae), dict(meta or {})
         self.centred = self.out_site is None and d_out in (None, d_in)
@@ -564,7 +566,7 @@ def _hooked(name):
     found = ((re.fullmatch(k, str(name)), v) for k,v in _HOOKS.items())
     return next((Site(v[0], int(m[1]) + v[1]) for m,v in found if m), None)
 
-# %% ../nbs/14_sae.ipynb #f2fa0700
+# %% ../nbs/14_sae.ipynb #9a82ebab
 _BASE = dict(dtype='float32', device='cpu', reshape_activations='none')
 
 def _architecture(sae):
@@ -626,8 +628,8 @@ class _Found(NamedTuple):
     parts:dict           # Tensors by the names of `SAE.state_dict`
     centred:bool         # Is the decoder's bias taken off first?
     meta:dict={}         # Model, hook, …
-    site:str=None
-    out_site:str=None
+    site:Site=None
+    out_site:Site=None
     normalise:str=None
 
 def _tensors(file, sha256=None):
@@ -679,7 +681,7 @@ def _sizes(cfg, file, parts, **named):
     for key, size in (('d_in', d_in), ('d_sae', d_sae), *named.items()):
         if cfg.get(key) is not None and whole_number(cfg[key], f"{file}: {key!r}") != size: raise ValueError(f"{file}: {key!r} is {cfg[key]}, but the tensors say {size}")
 
-# %% ../nbs/14_sae.ipynb #bbf7d997
+# %% ../nbs/14_sae.ipynb #e7e5ee27
 _LENS_ABOUT = ('model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size '
     'seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out hook_layer hook_layer_out '
     'dataset_trust_remote_code').split()
@@ -731,11 +733,17 @@ def _about(found, cfg, about, file):
     fields_of(own, name, dict(activation=str))
     fields_of(dict(meta={}, site=None, out_site=None) | own, name, dict(meta=dict, site=(str, type(None)), out_site=(str, type(None))))
     made = KINDS[one_of(own['activation'], f"{name}: 'activation'", KINDS)]
-    kind = made(**{k: tuple(v) if isinstance(v, list) else v for k,v in own.items() if k in made.__dataclass_fields__})
+    kind = _naming(name, made, **{k: tuple(v) if isinstance(v, list) else v for k,v in own.items() if k in made.__dataclass_fields__})
+    sites = {k: own[k] and _naming(name, Site.parse, own[k]) for k in ('site', 'out_site') if k in own}
     alike = type(kind) is type(found.kind) or made in (BatchTopK, Matryoshka) and isinstance(found.kind, JumpReLU)
     if not alike or cfg.get('k') not in (None, getattr(kind, 'k', None)): raise ValueError(f"{file} contradicts itself: at the top it says {found.kind}, under 'mamba_interp' {kind}")
     rest = {k: v for k,v in lens.items() if k not in ('sae_lens_version', 'model_name', 'hook_name', 'hook_name_out')}
-    return found._replace(kind=kind, site=own.get('site'), out_site=own.get('out_site'), meta=dict(own.get('meta') or {}) | (dict(saelens=rest) if rest else {}))
+    return found._replace(kind=kind, **sites, meta=dict(own.get('meta') or {}) | (dict(saelens=rest) if rest else {}))
+
+def _naming(name, make, *values, **named):
+    "`make(…)`, with `name` in front of what it refuses."
+    try: return make(*values, **named)
+    except ValueError as e: raise ValueError(f"{name}: {e}") from e
 
 def _fold(parts):
     "Move the norms of the decoder's rows into what comes before them."
@@ -743,7 +751,7 @@ def _fold(parts):
     if (norm == 0).any(): raise ValueError(f"{int((norm == 0).sum())} decoder rows have length 0, and the file asks to scale by their lengths")
     parts |= dict(W_dec=parts['W_dec']/norm[:, None], W_enc=parts['W_enc']*norm[:, None], b_enc=parts['b_enc']*norm)
 
-# %% ../nbs/14_sae.ipynb #e615c2fe
+# %% ../nbs/14_sae.ipynb #eaa7c889
 _SPARSIFY = dict(activation=('topk',), skip_connection=(False,), signed=(False,), transcode=(True, False))
 _SPARSIFY_TRAINING = {'expansion_factor', 'normalize_decoder', 'num_latents', 'k', 'multi_topk', 'd_in', 'hookpoint'}
 
@@ -758,7 +766,7 @@ def _from_sparsify(folder):
     _sizes(cfg, file, parts, **(dict(num_latents=len(parts['W_enc'])) if cfg.get('num_latents') else {}))
     return _Found(TopK(whole_number(cfg['k'], f"{file}: 'k'")), parts, not _flag(cfg, file, 'transcode', False), dict(hook=folder.name))
 
-# %% ../nbs/14_sae.ipynb #e3104860
+# %% ../nbs/14_sae.ipynb #72263d23
 _DICTIONARIES = dict(AutoEncoder=L1, AutoEncoderNew=L1, GatedAutoEncoder=Gated, JumpReluAutoEncoder=JumpReLU, AutoEncoderTopK=TopK, BatchTopKSAE=BatchTopK, MatryoshkaBatchTopKSAE=Matryoshka)
 
 def _from_dictionary_learning(folder, activation=None):
@@ -866,7 +874,7 @@ def _filled(found, file):
     if wrong: raise ValueError(f"{file} does not fit itself: {wrong[0]}")
     sae.load_state_dict({k: v.contiguous() for k,v in parts.items()}, assign=True)
     sae.centred, sae.meta = found.centred, dict(found.meta)
-    sae.site, sae.out_site = (None if o is None else Site.parse(o) for o in (found.site, found.out_site))
+    sae.site, sae.out_site = found.site or None, found.out_site or None
     if sae.site is None and found.meta.get('hook'): sae.site = _hooked(found.meta['hook'])
     return sae.requires_grad_(True)
 
@@ -880,7 +888,7 @@ def _at(sae, site, name):
     if sae.site not in (None, site): raise ValueError(f"{name} is an SAE of {sae.site}, not of {site}" + (f" (its hook is {sae.meta['hook']!r})" if sae.meta.get('hook') else ''))
     sae.site = site
 
-# %% ../nbs/14_sae.ipynb #ecf3c558
+# %% ../nbs/14_sae.ipynb #51224a49
 def check_sae(
     sae:SAE,   # Whose site may be None, if only the model is asked about
     model,     # A `Mamba` or an `Adapter`
@@ -901,7 +909,7 @@ def _same_model(sae, name, about):
     tail = lambda o: str(o).rstrip('/').split('/')[-1].lower().removesuffix('-hf')
     if not made and called and tail(called) != tail(about['model']): raise ValueError(f"{name} was made for {called!r}, and this model is {about['model']!r}; if it is the same under another name, set sae.meta['model'] = {about['model']!r}, or load without model=")
 
-# %% ../nbs/14_sae.ipynb #e4407aec
+# %% ../nbs/14_sae.ipynb #6b893e40
 def push_to_hub(self:SAE,
     repo:str,             # 'owner/repository', created if need be
     path:str='',          # Folder in it

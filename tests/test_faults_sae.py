@@ -25,11 +25,11 @@ def weights(seed=0, **more):
     draw = lambda *shape: torch.randn(shape, generator=rng)/3
     return dict(W_enc=draw(D, F), W_dec=draw(F, D), b_enc=draw(F), b_dec=draw(D)) | more
 
-def lens(folder, tensors=None, cfg=None, **more):
+def lens(folder, tensors=None, cfg=..., **more):
     "A folder as SAELens writes it."
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k,v in (weights() if tensors is None else tensors).items()}, folder/'sae_weights.safetensors')
-    (folder/'cfg.json').write_text(json.dumps(dict(architecture='standard', d_in=D, d_sae=F) | more if cfg is None else cfg))
+    (folder/'cfg.json').write_text(json.dumps(dict(architecture='standard', d_in=D, d_sae=F) | more if cfg is ... else cfg))
     return folder
 
 def sparsify(folder, **more):
