@@ -65,7 +65,11 @@ class _Tally:
         x = x.to(self.sae.W_dec)
         features, y = self.sae.encode_sparse(x) if self.sae.sparse else self.sae.encode(x), y.double()
         out = self.sae.decode(features, x).to(y)
-        if not out.isfinite().all(): raise ValueError(f"the SAE {self.name!r} reconstructs NaN or infinity in row {row[(~out.isfinite()).any(-1)][0].item()}: its weights, or the activations, are not finite")
+        if not out.isfinite().all():
+            raise ValueError(
+                f"the SAE {self.name!r} reconstructs NaN or infinity in row "
+                f"{row[(~out.isfinite()).any(-1)][0].item()}: its weights, or the activations, are not "
+                "finite")
         l0, l1, at, feature = _firing(features)
         size, found = y.norm(dim=-1), out.norm(dim=-1)
         each = dict(vectors=torch.ones_like(size), sse=(y - out).pow(2).sum(-1), square=(y - centre).pow(2).sum(-1), cossim=F.cosine_similarity(y, out, dim=-1), l2_norm_in=size,
@@ -230,8 +234,12 @@ def difference(
 )->dict:       # Name -> (value, low, high); raises ValueError for other rows, or without draws
     "How two results differ, with paired bootstrap intervals."
     mine, theirs = ([o.setup[k] for k in ('data', 'seed', 'coverage', 'resamples', 'together')] for o in (a, b))
-    if mine != theirs: raise ValueError(f"differences need the same rows, drawn alike: data, seed, coverage, resamples, together are {mine} and {theirs}")
-    if not (a.draws and b.draws): raise ValueError("a difference needs the resamples: save with draws=True, or evaluate anew")
+    if mine != theirs:
+        raise ValueError(
+            "differences need the same rows, drawn alike: data, seed, coverage, resamples, together are "
+            f"{mine} and {theirs}")
+    if not (a.draws and b.draws):
+        raise ValueError("a difference needs the resamples: save with draws=True, or evaluate anew")
     gap = {k: np.concatenate([[a[k][0] - b[k][0]], a.draws[k] - b.draws[k]]) for k in a.draws if k in b.draws}
     return {k: (v[0].item(), *_interval(v, a.setup['rows'], a.setup['coverage'])) for k,v in gap.items()}
 
@@ -241,7 +249,8 @@ def compare(
     minus=None,    # Two names of results: adds a column with their difference
 ):                 # A `figures.table`; raises ValueError for a number that is not there
     "Results side by side, one number per line."
-    if bad := [k for k in names if k not in METRICS]: raise ValueError(f"{bad[0]!r} is no metric; there are {', '.join(METRICS)}")
+    if bad := [k for k in names if k not in METRICS]:
+        raise ValueError(f"{bad[0]!r} is no metric; there are {', '.join(METRICS)}")
     gap = difference(*(results[o] for o in minus)) if minus else {}
     cell = lambda o: None if o is None or np.isnan(o[0]) else tuple(o)
     rows = [[k, *(cell(o.values.get(k)) for o in results.values()), *([cell(gap.get(k))] if minus else []), METRICS[k]] for k in names]
@@ -280,21 +289,31 @@ def _estimates(tally, resampling):
 # %% ../nbs/16_sae_metrics.ipynb #01f1b240
 def _ends(name, sae, model, about):
     "The sites that an SAE reads and writes; ValueError unless it is of this model."
-    if getattr(sae, 'site', None) is None: raise ValueError(f"the SAE {name!r} does not say which site it reads: make it with SAE(…, site=Site('resid', 3))")
+    if getattr(sae, 'site', None) is None:
+        raise ValueError(
+            f"the SAE {name!r} does not say which site it reads: make it with SAE(…, site=Site('resid', 3))")
     _same_model(sae, f'the SAE {name!r}', about)
     return tuple(model.sites(o)[0] for o in (sae.site, sae.out_site or sae.site))
 
 def _check_width(name, sae, ends, means):
     "ValueError unless the sites are as wide as the SAE."
     for site,width,does in zip(ends, (sae.d_in, sae.d_out), ('reads', 'writes')):
-        if len(means[site]) != width: raise ValueError(f"the SAE {name!r} {does} {width} numbers at {site}, but this model has {len(means[site])} there")
+        if len(means[site]) != width:
+            raise ValueError(
+                f"the SAE {name!r} {does} {width} numbers at {site}, but this model has {len(means[site])} "
+                "there")
 
 def _token_rows(rows):
     "Rows (n t) of whole token ids."
-    if isinstance(rows, (str, bytes)): raise ValueError("rows are text, expected token ids (n t): model.tokenizer gives them")
+    if isinstance(rows, (str, bytes)):
+        raise ValueError("rows are text, expected token ids (n t): model.tokenizer gives them")
     try: rows = torch.as_tensor(rows) if isinstance(rows, (Tensor, np.ndarray)) else torch.stack([torch.as_tensor(o) for o in rows] or [torch.empty(0, dtype=torch.long)])
-    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"expected rows of token ids (n t), all of one length, got a {type(rows).__name__} ({str(e).splitlines()[0][:100]})") from e
-    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool: raise ValueError(f"rows hold {str(rows.dtype)[6:]}, expected whole token ids (n t)")
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"expected rows of token ids (n t), all of one length, got a {type(rows).__name__} "
+            f"({str(e).splitlines()[0][:100]})") from e
+    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        raise ValueError(f"rows hold {str(rows.dtype)[6:]}, expected whole token ids (n t)")
     return rows
 
 def _checked(rows, skip, resampling, mark=None):
@@ -303,11 +322,20 @@ def _checked(rows, skip, resampling, mark=None):
     if isinstance(skip, str): skip = rows == one_of(skip, 'skip', ('bos',)) if mark is None else rows == mark
     skip = torch.as_tensor(skip)
     if not skip.ndim: whole_number(skip, 'skip', 0)
-    if rows.ndim != 2 or 0 in rows.shape: raise ValueError(f"expected rows of token ids (n t), got shape {tuple(rows.shape)}")
-    if len(rows) < 2*resampling.together or len(rows) % resampling.together: raise ValueError(f"intervals need at least two rows, or groups of {resampling.together} rows with none left over, got {len(rows)}")
-    if skip.ndim and skip.shape != rows.shape: raise ValueError(f"skip marks tokens of shape {tuple(skip.shape)}, but the rows have shape {tuple(rows.shape)}")
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"expected rows of token ids (n t), got shape {tuple(rows.shape)}")
+    if len(rows) < 2*resampling.together or len(rows) % resampling.together:
+        raise ValueError(
+            f"intervals need at least two rows, or groups of {resampling.together} rows with none left "
+            f"over, got {len(rows)}")
+    if skip.ndim and skip.shape != rows.shape:
+        raise ValueError(
+            f"skip marks tokens of shape {tuple(skip.shape)}, but the rows have shape {tuple(rows.shape)}")
     keep = ~skip.bool() if skip.ndim else (torch.arange(rows.shape[1]) >= skip).expand(rows.shape)
-    if not _predicted(keep).any(): raise ValueError(f"with {'this mask' if skip.ndim else f'skip = {skip}'}, no next token is left to predict in rows of {rows.shape[1]} tokens")
+    if not _predicted(keep).any():
+        raise ValueError(
+            f"with {'this mask' if skip.ndim else f'skip = {skip}'}, no next token is left to predict in "
+            f"rows of {rows.shape[1]} tokens")
     return rows.long(), keep.to(rows.device)
 
 class _Ordinary(NamedTuple):
@@ -363,9 +391,13 @@ def evaluate_saes(
 )->dict:           # Name -> `Metrics`; raises ValueError for an SAE that does not fit, or rows that leave nothing to measure
     "Judge several SAEs in one pass over the rows (after SAEBench core, Karvonen et al. 2025)."
     from tqdm.auto import tqdm
-    if not isinstance(saes, dict) or not saes: raise ValueError(f"saes should be a dict from names to SAEs, got {type(saes).__name__ if saes else 'none'}; for one SAE there is evaluate_sae")
+    if not isinstance(saes, dict) or not saes:
+        raise ValueError(
+            f"saes should be a dict from names to SAEs, got {type(saes).__name__ if saes else 'none'}; for "
+            "one SAE there is evaluate_sae")
     for k,o in saes.items():
-        if not isinstance(o, torch.nn.Module) or not hasattr(o, 'encode'): raise ValueError(f"the SAE {k!r} is a {type(o).__name__}, expected an SAE")
+        if not isinstance(o, torch.nn.Module) or not hasattr(o, 'encode'):
+            raise ValueError(f"the SAE {k!r} is a {type(o).__name__}, expected an SAE")
     whole_number(batch, 'batch')
     rows, keep = _checked(rows, skip, resampling, bos_id(model.tokenizer) if isinstance(skip, str) else None)
     about = origin(model) | ({'model': model.called} if hasattr(model, 'called') else {})
@@ -435,7 +467,8 @@ def density_histogram(
     density = np.asarray(density, float)
     whole_number(tokens, 'tokens')
     whole_number(bins, 'bins')
-    if density.ndim != 1 or not len(density) or not ((density >= 0) & (density <= 1)).all(): raise ValueError(f"density of shape {density.shape} should be shares from 0 to 1, one per feature")
+    if density.ndim != 1 or not len(density) or not ((density >= 0) & (density <= 1)).all():
+        raise ValueError(f"density of shape {density.shape} should be shares from 0 to 1, one per feature")
     edges = np.linspace(-np.log10(tokens) - 1e-9, 1e-9, bins + 1)
     counts, _ = np.histogram(np.log10(density[density > 0]), edges)
     return (edges[1:] + edges[:-1])/2, counts/len(density), (density == 0).mean().item()
