@@ -594,7 +594,7 @@ def _hooked(name):
     found = ((re.fullmatch(k, str(name)), v) for k,v in _HOOKS.items())
     return next((Site(v[0], int(m[1]) + v[1]) for m,v in found if m), None)
 
-# %% ../nbs/14_sae.ipynb #827a662f
+# %% ../nbs/14_sae.ipynb #849ff4c9
 _BASE = dict(dtype='float32', device='cpu', reshape_activations='none')
 
 def _architecture(sae):
@@ -734,7 +734,7 @@ def _sizes(cfg, file, parts, **named):
         if cfg.get(key) is not None and whole_number(cfg[key], f"{file}: {key!r}") != size:
             raise ValueError(f"{file}: {key!r} is {cfg[key]}, but the tensors say {size}")
 
-# %% ../nbs/14_sae.ipynb #d446eadb
+# %% ../nbs/14_sae.ipynb #f8a97c9e
 _LENS_ABOUT = ('model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size '
     'seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out hook_layer hook_layer_out '
     'dataset_trust_remote_code').split()
@@ -816,7 +816,7 @@ def _fold(parts):
             "lengths")
     parts |= dict(W_dec=parts['W_dec']/norm[:, None], W_enc=parts['W_enc']*norm[:, None], b_enc=parts['b_enc']*norm)
 
-# %% ../nbs/14_sae.ipynb #4f485cc7
+# %% ../nbs/14_sae.ipynb #4636e350
 _SPARSIFY = dict(activation=('topk',), skip_connection=(False,), signed=(False,), transcode=(True, False))
 _SPARSIFY_TRAINING = {'expansion_factor', 'normalize_decoder', 'num_latents', 'k', 'multi_topk', 'd_in', 'hookpoint'}
 
@@ -833,7 +833,7 @@ def _from_sparsify(folder):
     _sizes(cfg, file, parts, **(dict(num_latents=len(parts['W_enc'])) if cfg.get('num_latents') else {}))
     return _Found(TopK(whole_number(cfg['k'], f"{file}: 'k'")), parts, not _flag(cfg, file, 'transcode', False), dict(hook=folder.name))
 
-# %% ../nbs/14_sae.ipynb #c8a7a727
+# %% ../nbs/14_sae.ipynb #cd6e883b
 _DICTIONARIES = dict(AutoEncoder=L1, AutoEncoderNew=L1, GatedAutoEncoder=Gated, JumpReluAutoEncoder=JumpReLU, AutoEncoderTopK=TopK, BatchTopKSAE=BatchTopK, MatryoshkaBatchTopKSAE=Matryoshka)
 
 def _from_dictionary_learning(folder, activation=None):
@@ -983,7 +983,7 @@ def _at(sae, site, name):
     if sae.site not in (None, site): raise ValueError(f"{name} is an SAE of {sae.site}, not of {site}" + (f" (its hook is {sae.meta['hook']!r})" if sae.meta.get('hook') else ''))
     sae.site = site
 
-# %% ../nbs/14_sae.ipynb #108a0913
+# %% ../nbs/14_sae.ipynb #90f0a6df
 def check_sae(
     sae:SAE,   # Whose site may be None, if only the model is asked about
     model,     # A `Mamba` or an `Adapter`
@@ -1002,15 +1002,15 @@ def _same_model(sae, name, about):
     made, called = sae.meta.get('fingerprint'), sae.meta.get('model')
     if made and made != about['fingerprint']:
         raise ValueError(
-            f"{name} was made for {called or 'another model'!r} with weights {made}; this model is "
-            f"{about['model']!r} with weights {about['fingerprint']}")
+            f"{name} was made for another model: it was trained on {called or 'another model'} with weights {made}, "
+            f"and this is {about['model']} with weights {about['fingerprint']}")
     tail = lambda o: str(o).rstrip('/').split('/')[-1].lower().removesuffix('-hf')
     if not made and called and tail(called) != tail(about['model']):
         raise ValueError(
             f"{name} was made for {called!r}, and this model is {about['model']!r}; if it is the same under "
             f"another name, set sae.meta['model'] = {about['model']!r}, or load without model=")
 
-# %% ../nbs/14_sae.ipynb #28e5d953
+# %% ../nbs/14_sae.ipynb #074f5469
 def push_to_hub(self:SAE,
     repo:str,             # 'owner/repository', created if need be
     path:str='',          # Folder in it

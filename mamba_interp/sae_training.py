@@ -256,7 +256,8 @@ class _Learner:
     def state(self): return dict(sae=self.sae.state_dict(), optimiser=self.optimiser.state_dict(), silent=self.silent, scale=self.scale, limit=self.limit)
     def load(self, state):
         read,write = state['scale']
-        self.scale,self.limit = (real_number(read, 'scale', above=0), real_number(write, 'scale', above=0)),state.get('limit', math.inf)
+        self.scale = real_number(read, 'scale', above=0),real_number(write, 'scale', above=0)
+        self.limit = float(state.get('limit', math.inf))
         self.sae.load_state_dict(state['sae'])
         self.optimiser.load_state_dict(state['optimiser'])
         self.silent.copy_(state['silent'])
@@ -373,7 +374,7 @@ class _Store:
         if (saved := self.newest()) is None: return 0, 0, []
         name = str(self.files[0])
         fields_of(saved, name, dict(step=int, tokens=int, history=list, key=dict, learners=list, sources=list))
-        unsaid = {k: None for k,v in self.key.items() if v is None}   # a setting that is newer than the checkpoint, and not in use
+        unsaid = {k: v for k,v in self.key.items() if v is None or k.endswith('.model')}   # what an older checkpoint does not say, and does not need to
         same_run(unsaid|saved['key'], self.key, name, 'training')
         step,tokens = (whole_number(saved[k], f'{name}: {k!r}', 0) for k in ('step','tokens'))
         if (len(saved['learners']),len(saved['sources']))!=(len(self.learners),self.key['processes']):
