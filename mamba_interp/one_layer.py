@@ -41,10 +41,12 @@ class RootSAE(SAE):
     def _dense_loss(self, x, y, penalty):
         f = self.pre(self._centre(x)).relu()
         sparsity = f.sum(-1, dtype=y.dtype).mean()
-        square, fires = (y - self.decode(f)).square().sum(-1).mean(), f.detach() > 0
+        error, fires = y - self.decode(f), f.detach() > 0
+        square = error.square().sum(-1).mean()
         spread = (y - y.mean(0)).square().sum(-1).mean()
         total = (square/self.d_out).sqrt() + penalty*self.activation.coefficient*sparsity
-        fixed = (o.detach() for o in (square, square/spread, fires.sum(-1).to(y.dtype).mean(), sparsity, square*0, _ordinary(y - self.decode(f), y)))
+        l0 = fires.sum(-1).to(y.dtype).mean()
+        fixed = (o.detach() for o in (square, square/spread, l0, sparsity, square*0, _ordinary(error, y)))
         return Loss(total, *fixed, fires.any(0))
 
 # %% ../nbs/34_one_layer.ipynb #69c05e7b

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from .activations import origin
 from .checks import fields_of, one_of, real_number, whole_number
 from .files import inside, read_json, settle, write_files
-from .model import _read_file
+from .model import _read_file, enough_memory
 from .sites import Site
 from .taps import Tap, record
 
@@ -114,7 +114,8 @@ class Matryoshka:
     rate:float=1e-2   # How fast the threshold follows the batches
     def __post_init__(self):
         _count(self)
-        if not isinstance(self.prefixes, (tuple, list)): raise ValueError(f"Matryoshka's prefixes are {self.prefixes!r}, expected a tuple of widths")
+        if not isinstance(self.prefixes, (tuple, list)):
+            raise ValueError(f"Matryoshka's prefixes are {self.prefixes!r}, expected a tuple of widths")
         object.__setattr__(self, 'prefixes', tuple(whole_number(o, "a prefix of Matryoshka") for o in self.prefixes))
 
 def _count(kind):
@@ -249,11 +250,16 @@ class SAE(nn.Module):
         d_in, d_sae = whole_number(d_in, 'd_in', high=2**24), whole_number(d_sae, 'd_sae', high=2**28)
         if d_out is not None: d_out = whole_number(d_out, 'd_out', high=2**24)
         if not isinstance(meta, (dict, type(None))): raise ValueError(f"meta is {meta!r}, expected a dict")
+        size = d_sae*(d_in + (d_out or d_in))
+        if size > 2**26: enough_memory(8*size, f"an SAE of {d_sae:,} features")   # the weights, and one of them while it is drawn
         self.site, self.out_site = (None if o is None else Site.parse(o) for o in (site, out_site))
         self.activation, self.meta = _fitted(activation, d_sae), dict(meta or {})
         self.centred = self.out_site is None and d_out in (None, d_in)
         self.normalise = one_of(normalise, 'normalise', (None, *_NORMS))
-        if normalise and not self.centred: raise ValueError(f"normalise={normalise!r} is for autoencoders, not for transcoders: what is read says nothing of the length of what is written")
+        if normalise and not self.centred:
+            raise ValueError(
+                f"normalise={normalise!r} is for autoencoders, not for transcoders: what is read says "
+                "nothing of the length of what is written")
         rows = torch.randn(d_sae, d_out or d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         self.W_dec = nn.Parameter(F.normalize(rows, dim=1))
         self.W_enc = nn.Parameter(self.W_dec.detach().clone() if self.centred else F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed + 1)), dim=1))
@@ -283,8 +289,13 @@ class SAE(nn.Module):
 
     def _checked(self, x, width=None):
         width = width or self.d_in
-        if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f"expected activations as a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}")
-        if not x.ndim or x.shape[-1] != width: raise ValueError(f"expected activations of width {width}{f' at {self.site}' if self.site else ''}, got shape {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"expected activations as a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}")
+        if not x.ndim or x.shape[-1] != width:
+            raise ValueError(
+                f"expected activations of width {width}{f' at {self.site}' if self.site else ''}, got shape "
+                f"{tuple(x.shape)}")
         return x.to(self.W_enc.dtype)
 
     def _centre(self, x): return x - self.b_dec if self.centred else x
@@ -324,7 +335,10 @@ class SAE(nn.Module):
         x:Tensor # (… d)
     )->Sparse:   # raises ValueError for an activation outside the top-k family
         "The same features as lists, for the top-k family."
-        if not self.sparse: raise ValueError(f"lists of features are for TopK, BatchTopK and Matryoshka, not for {self.activation}: use encode")
+        if not self.sparse:
+            raise ValueError(
+                f"lists of features are for TopK, BatchTopK and Matryoshka, not for {self.activation}: use "
+                "encode")
         values, active = self._active(self._normed(self._checked(x))[0].reshape(-1, self.d_in))
         if not isinstance(self.activation, TopK): values, index = _padded(values, active)
         else: index = active.index
@@ -336,7 +350,10 @@ class SAE(nn.Module):
         x:Tensor=None, # (… d) what they were read from; needed where the SAE normalises each activation
     )->Tensor:         # (… d); raises ValueError without an `x` that is needed
         "The reconstruction."
-        if self.normalise and x is None: raise ValueError(f"this SAE normalises each activation ({self.normalise}), and what undoes that is not in the features: decode(features, x)")
+        if self.normalise and x is None:
+            raise ValueError(
+                f"this SAE normalises each activation ({self.normalise}), and what undoes that is not in "
+                "the features: decode(features, x)")
         out = (self._summed(features) if isinstance(features, Sparse) else features @ self.W_dec) + self.b_dec
         if not self.normalise: return out
         _, mean, scale = self._normed(self._checked(x))
@@ -368,9 +385,15 @@ class SAE(nn.Module):
     )->Loss:
         "The loss of the activation's paper; in `train` mode the running threshold follows."
         x = self._checked(x)
-        if self.normalise: raise ValueError(f"an SAE with normalise={self.normalise!r} is read, not trained: train one without on activations that are normalised already")
+        if self.normalise:
+            raise ValueError(
+                f"an SAE with normalise={self.normalise!r} is read, not trained: train one without on "
+                "activations that are normalised already")
         y = x if target is None else self._checked(target, self.d_out)
-        if x.ndim != 2 or len(x) != len(y) or not len(x): raise ValueError(f"expected rows (m d) to read and as many to write, got {tuple(x.shape)} and {tuple(y.shape)}")
+        if x.ndim != 2 or len(x) != len(y) or not len(x):
+            raise ValueError(
+                f"expected rows (m d) to read and as many to write, got {tuple(x.shape)} and "
+                f"{tuple(y.shape)}")
         return self._top_loss(x, y, dead, k, aux) if self.sparse else self._dense_loss(x, y, penalty)
 
     def _dense_loss(self, x, y, penalty):
@@ -429,7 +452,10 @@ class SAE(nn.Module):
     )->'SAE':
         "Make of an SAE for multiplied activations the one for the activations themselves; decoder rows keep their length."
         write = read if write is None else write
-        if self.normalise: raise ValueError(f"an SAE with normalise={self.normalise!r} reads activations of any length as of one: there is nothing to rescale")
+        if self.normalise:
+            raise ValueError(
+                f"an SAE with normalise={self.normalise!r} reads activations of any length as of one: there "
+                "is nothing to rescale")
         self.W_enc.mul_(read/write)
         for name in ('b_enc', 'b_dec', 'b_mag', 'threshold', 'running'):
             if hasattr(self, name): getattr(self, name).div_(write)
@@ -445,12 +471,14 @@ class SAE(nn.Module):
 # %% ../nbs/14_sae.ipynb #d738a91d
 def _fitted(activation, d_sae):
     "The activation with its prefixes; ValueError where k or the prefixes do not fit."
-    if type(activation).__name__ not in KINDS: raise ValueError(f"expected an activation, one of {', '.join(KINDS)}, got {activation!r}")
+    if type(activation).__name__ not in KINDS:
+        raise ValueError(f"expected an activation, one of {', '.join(KINDS)}, got {activation!r}")
     k = getattr(activation, 'k', 1)
     if k > d_sae: raise ValueError(f"k should be from 1 to d_sae, the number of features, {d_sae}; got {k}")
     if not isinstance(activation, Matryoshka): return activation
     widths = tuple(activation.prefixes) or tuple(d_sae >> i for i in (4, 3, 2, 1, 0) if d_sae >> i)
-    if list(widths) != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae: raise ValueError(f"the prefixes should grow and end at d_sae = {d_sae}, got {widths}")
+    if list(widths) != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae:
+        raise ValueError(f"the prefixes should grow and end at d_sae = {d_sae}, got {widths}")
     return Matryoshka(activation.k, widths, activation.rate)
 
 def _wide(z): return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
@@ -525,7 +553,9 @@ def splice(
     seen = []
     def read(x): seen[:] = [x]; return x
     def write(y):
-        if not seen: raise ValueError(f"the transcoder writes {target} from {site}, but this run came to {target} first")
+        if not seen:
+            raise ValueError(
+                f"the transcoder writes {target} from {site}, but this run came to {target} first")
         return rebuilt(seen.pop(), y)
     return {site: Tap(f'read by a transcoder to {target}', read), target: Tap(does, write)}
 
@@ -564,7 +594,7 @@ def _hooked(name):
     found = ((re.fullmatch(k, str(name)), v) for k,v in _HOOKS.items())
     return next((Site(v[0], int(m[1]) + v[1]) for m,v in found if m), None)
 
-# %% ../nbs/14_sae.ipynb #b90ea882
+# %% ../nbs/14_sae.ipynb #849ff4c9
 _BASE = dict(dtype='float32', device='cpu', reshape_activations='none')
 
 def _architecture(sae):
@@ -581,8 +611,11 @@ def _weights(sae, dtype):
     packed = {k: v.detach().to('cpu', dtype).clone(memory_format=torch.contiguous_format) for k,v in out.items()}
     for k,v in packed.items():
         if v.isfinite().all(): continue
-        if not out[k].isfinite().all(): raise ValueError(f"{k} of this SAE holds NaN or infinity: it is not saved")
-        raise ValueError(f"{k} reaches {out[k].abs().max().item():.3g}, which does not fit {str(dtype)[6:]}: save in float32 or bfloat16")
+        if not out[k].isfinite().all():
+            raise ValueError(f"{k} of this SAE holds NaN or infinity: it is not saved")
+        raise ValueError(
+            f"{k} reaches {out[k].abs().max().item():.3g}, which does not fit {str(dtype)[6:]}: save in "
+            "float32 or bfloat16")
     return packed
 
 def _described(sae, dtype, model):
@@ -606,11 +639,13 @@ def save(self:SAE,
 ):                       # Raises ValueError for numbers that do not fit `dtype`, OSError for a folder that cannot be written
     "Write the SAE in SAELens's layout: after a kill at any moment the folder holds the old SAE or the new one."
     from safetensors.torch import save as pack
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64): raise ValueError(f"dtype should be float32, float16, bfloat16 or float64, got {dtype}")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ValueError(f"dtype should be float32, float16, bfloat16 or float64, got {dtype}")
     data, cfg = pack(_weights(self, dtype)), _described(self, dtype, model)
     cfg['sha256'] = hashlib.sha256(data).hexdigest()
     try: text = json.dumps(cfg, indent=1)
-    except (TypeError, ValueError) as e: raise ValueError(f"meta of this SAE holds what a JSON file cannot ({e})") from e
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"meta of this SAE holds what a JSON file cannot ({e})") from e
     write_files(folder, {'sae_weights.safetensors': data, 'cfg.json': text})
 
 def _text(site): return None if site is None else str(site)
@@ -626,17 +661,20 @@ class _Found(NamedTuple):
     parts:dict           # Tensors by the names of `SAE.state_dict`
     centred:bool         # Is the decoder's bias taken off first?
     meta:dict={}         # Model, hook, …
-    site:str=None
-    out_site:str=None
+    site:Site=None
+    out_site:Site=None
     normalise:str=None
 
 def _tensors(file, sha256=None):
     "The tensors of a weights file in one precision, float32 or wider; ValueError naming the file and the tensor that cannot be."
-    if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256: raise ValueError(f"{file} is damaged, or not the file that cfg.json beside it describes: its checksum is another")
+    if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise ValueError(
+            f"{file} is damaged, or not the file that cfg.json beside it describes: its checksum is another")
     try: found = _read_file(file)
     except (ValueError, OSError): raise
     except Exception as e: raise ValueError(f"{file} is no weights file ({type(e).__name__})") from e
-    if not isinstance(found, dict): raise ValueError(f"{file} holds a {type(found).__name__}, expected tensors by name")
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__}, expected tensors by name")
     for k,v in found.items(): _usable(file, k, v)
     floats = [v.dtype for v in found.values() if v.is_floating_point()]
     wide = torch.float64 if torch.float64 in floats else torch.float32
@@ -644,21 +682,34 @@ def _tensors(file, sha256=None):
 
 def _usable(file, name, value):
     "Raise ValueError unless `value` is a dense tensor of finite numbers."
-    if isinstance(value, dict): raise ValueError(f"{file} holds {name!r}, a dict of {len(value)} entries, expected tensors by name: the weights lie one deeper")
-    if not isinstance(value, Tensor): raise ValueError(f"{file}: {name!r} is a {type(value).__name__}, expected a tensor")
-    if value.layout != torch.strided or value.is_meta or value.is_quantized: raise ValueError(f"{file}: {name!r} is not a plain tensor in memory, expected numbers")
+    if isinstance(value, dict):
+        raise ValueError(
+            f"{file} holds {name!r}, a dict of {len(value)} entries, expected tensors by name: the weights "
+            "lie one deeper")
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{file}: {name!r} is a {type(value).__name__}, expected a tensor")
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise ValueError(f"{file}: {name!r} is not a plain tensor in memory, expected numbers")
     small = value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     whole = name in ('k', 'group_sizes') and value.dtype in (torch.int32, torch.int64)
     counts = name in ('k', 'group_sizes', 'step', 'num_batches_not_active')
-    if not (small or whole or counts and not value.is_complex()): raise ValueError(f"{file}: {name!r} is of {str(value.dtype)[6:]}, expected float16, bfloat16, float32 or float64")
+    if not (small or whole or counts and not value.is_complex()):
+        raise ValueError(
+            f"{file}: {name!r} is of {str(value.dtype)[6:]}, expected float16, bfloat16, float32 or float64")
     if small and not value.isfinite().all(): raise ValueError(f"{file} holds NaN or infinity in {[name]}")
 
 def _take(weights, file, names, ignored=()):
     "The tensors `names` (ours -> theirs); ValueError, naming it, for one that is missing or that nothing would use."
     missing = [v for v in names.values() if v not in weights]
-    if missing: raise ValueError(f"{file} is no SAE that is known here: it lacks the tensor {missing[0]!r}; it has {', '.join(sorted(weights)) or 'none'}")
+    if missing:
+        raise ValueError(
+            f"{file} is no SAE that is known here: it lacks the tensor {missing[0]!r}; it has "
+            f"{', '.join(sorted(weights)) or 'none'}")
     extra = sorted(set(weights) - set(names.values()) - set(ignored))
-    if extra: raise ValueError(f"{file} holds a tensor {extra[0]!r}, which an SAE of this kind does not use; expected {', '.join(names.values())}")
+    if extra:
+        raise ValueError(
+            f"{file} holds a tensor {extra[0]!r}, which an SAE of this kind does not use; expected "
+            f"{', '.join(names.values())}")
     return {k: weights[v] for k,v in names.items()}
 
 def _settings(cfg, file, neutral, ignored=None):
@@ -675,11 +726,15 @@ def _flag(cfg, file, key, default): return fields_of({key: default} | {k: v for 
 def _sizes(cfg, file, parts, **named):
     "Raise ValueError unless the sizes that a configuration names are those of the tensors."
     d_sae, d_in = parts['W_enc'].shape if parts['W_enc'].ndim == 2 else (0, 0)
-    if not d_sae*d_in: raise ValueError(f"{file}: the encoder has the shape {tuple(parts['W_enc'].shape)}, expected features and width of at least 1")
+    if not d_sae*d_in:
+        raise ValueError(
+            f"{file}: the encoder has the shape {tuple(parts['W_enc'].shape)}, expected features and width "
+            "of at least 1")
     for key, size in (('d_in', d_in), ('d_sae', d_sae), *named.items()):
-        if cfg.get(key) is not None and whole_number(cfg[key], f"{file}: {key!r}") != size: raise ValueError(f"{file}: {key!r} is {cfg[key]}, but the tensors say {size}")
+        if cfg.get(key) is not None and whole_number(cfg[key], f"{file}: {key!r}") != size:
+            raise ValueError(f"{file}: {key!r} is {cfg[key]}, but the tensors say {size}")
 
-# %% ../nbs/14_sae.ipynb #d377e6e3
+# %% ../nbs/14_sae.ipynb #f8a97c9e
 _LENS_ABOUT = ('model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size '
     'seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out hook_layer hook_layer_out '
     'dataset_trust_remote_code').split()
@@ -707,7 +762,11 @@ def _from_saelens(folder):
     _sizes(cfg, file, parts, d_out=parts['W_dec'].shape[-1])
     if _flag(cfg, file, 'rescale_acts_by_decoder_norm', False): _fold(parts)
     how = cfg.get('normalize_activations')
-    if not isinstance(how, (str, bool, type(None))) or how not in _LENS_NORMS: raise ValueError(f"{file} expects activations under normalize_activations {how!r}, which is not in the file and has to be folded into the weights first; expected one of {', '.join(k for k in _LENS_NORMS if k)}")
+    if not isinstance(how, (str, bool, type(None))) or how not in _LENS_NORMS:
+        raise ValueError(
+            f"{file} expects activations under normalize_activations {how!r}, which is not in the file and "
+            "has to be folded into the weights first; expected one of "
+            f"{', '.join(k for k in _LENS_NORMS if k)}")
     return _about(_Found(kind, parts, _flag(cfg, file, 'apply_b_dec_to_input', True), normalise=_LENS_NORMS[how]), cfg, about, file)
 
 def _lens_kind(cfg, file):
@@ -718,7 +777,10 @@ def _lens_kind(cfg, file):
         more = fields_of(cfg.get('activation_fn_kwargs'), f"{file}: 'activation_fn_kwargs'", dict(k=int))
         _settings(more, f"{file}: 'activation_fn_kwargs'", dict(use_relu=(True,)), {'k'})
         plain, k = one_of(plain, f"{file}: 'architecture' beside topk", ('standard', 'topk')) and 'topk', more['k']
-    if plain not in _LENS_TENSORS: raise ValueError(f"{file.parent} is a {name!r}; expected standard, gated, jumprelu or topk, or a transcoder of one of these")
+    if plain not in _LENS_TENSORS:
+        raise ValueError(
+            f"{file.parent} is a {name!r}; expected standard, gated, jumprelu or topk, or a transcoder of "
+            "one of these")
     if plain == 'topk': return TopK(whole_number(k, f"{file}: 'k'")), plain
     return dict(standard=L1, gated=Gated, jumprelu=JumpReLU)[plain](), plain
 
@@ -731,26 +793,39 @@ def _about(found, cfg, about, file):
     fields_of(own, name, dict(activation=str))
     fields_of(dict(meta={}, site=None, out_site=None) | own, name, dict(meta=dict, site=(str, type(None)), out_site=(str, type(None))))
     made = KINDS[one_of(own['activation'], f"{name}: 'activation'", KINDS)]
-    kind = made(**{k: tuple(v) if isinstance(v, list) else v for k,v in own.items() if k in made.__dataclass_fields__})
+    kind = _naming(name, made, **{k: tuple(v) if isinstance(v, list) else v for k,v in own.items() if k in made.__dataclass_fields__})
+    sites = {k: own[k] and _naming(name, Site.parse, own[k]) for k in ('site', 'out_site') if k in own}
     alike = type(kind) is type(found.kind) or made in (BatchTopK, Matryoshka) and isinstance(found.kind, JumpReLU)
-    if not alike or cfg.get('k') not in (None, getattr(kind, 'k', None)): raise ValueError(f"{file} contradicts itself: at the top it says {found.kind}, under 'mamba_interp' {kind}")
+    if not alike or cfg.get('k') not in (None, getattr(kind, 'k', None)):
+        raise ValueError(
+            f"{file} contradicts itself: at the top it says {found.kind}, under 'mamba_interp' {kind}")
     rest = {k: v for k,v in lens.items() if k not in ('sae_lens_version', 'model_name', 'hook_name', 'hook_name_out')}
-    return found._replace(kind=kind, site=own.get('site'), out_site=own.get('out_site'), meta=dict(own.get('meta') or {}) | (dict(saelens=rest) if rest else {}))
+    return found._replace(kind=kind, **sites, meta=dict(own.get('meta') or {}) | (dict(saelens=rest) if rest else {}))
+
+def _naming(name, make, *values, **named):
+    "`make(…)`, with `name` in front of what it refuses."
+    try: return make(*values, **named)
+    except ValueError as e: raise ValueError(f"{name}: {e}") from e
 
 def _fold(parts):
     "Move the norms of the decoder's rows into what comes before them."
     norm = parts['W_dec'].norm(dim=1)
-    if (norm == 0).any(): raise ValueError(f"{int((norm == 0).sum())} decoder rows have length 0, and the file asks to scale by their lengths")
+    if (norm == 0).any():
+        raise ValueError(
+            f"{int((norm == 0).sum())} decoder rows have length 0, and the file asks to scale by their "
+            "lengths")
     parts |= dict(W_dec=parts['W_dec']/norm[:, None], W_enc=parts['W_enc']*norm[:, None], b_enc=parts['b_enc']*norm)
 
-# %% ../nbs/14_sae.ipynb #61e1487c
+# %% ../nbs/14_sae.ipynb #4636e350
 _SPARSIFY = dict(activation=('topk',), skip_connection=(False,), signed=(False,), transcode=(True, False))
 _SPARSIFY_TRAINING = {'expansion_factor', 'normalize_decoder', 'num_latents', 'k', 'multi_topk', 'd_in', 'hookpoint'}
 
 def _from_sparsify(folder):
     file = folder/'cfg.json'
     cfg = read_json(file)
-    if cfg.get('skip_connection'): raise ValueError(f"{file}: this is a transcoder with a skip connection ('W_skip'), which is not supported")
+    if cfg.get('skip_connection'):
+        raise ValueError(
+            f"{file}: this is a transcoder with a skip connection ('W_skip'), which is not supported")
     _settings(cfg, file, _SPARSIFY, _SPARSIFY_TRAINING)
     fields_of(cfg, str(file), dict(k=int))
     names = dict(W_enc='encoder.weight', b_enc='encoder.bias', W_dec='W_dec', b_dec='b_dec')
@@ -758,7 +833,7 @@ def _from_sparsify(folder):
     _sizes(cfg, file, parts, **(dict(num_latents=len(parts['W_enc'])) if cfg.get('num_latents') else {}))
     return _Found(TopK(whole_number(cfg['k'], f"{file}: 'k'")), parts, not _flag(cfg, file, 'transcode', False), dict(hook=folder.name))
 
-# %% ../nbs/14_sae.ipynb #e74d8a5d
+# %% ../nbs/14_sae.ipynb #cd6e883b
 _DICTIONARIES = dict(AutoEncoder=L1, AutoEncoderNew=L1, GatedAutoEncoder=Gated, JumpReluAutoEncoder=JumpReLU, AutoEncoderTopK=TopK, BatchTopKSAE=BatchTopK, MatryoshkaBatchTopKSAE=Matryoshka)
 
 def _from_dictionary_learning(folder, activation=None):
@@ -783,9 +858,14 @@ def _dictionary(w, cfg, file, activation):
     said = None if name is None else _DICTIONARIES[one_of(name, f"{file}: 'dict_class'", _DICTIONARIES)]
     seen = Gated if 'gate_bias' in w else Matryoshka if 'group_sizes' in w else (TopK, BatchTopK) if 'k' in w or 'k' in cfg else JumpReLU if 'threshold' in w else L1
     if isinstance(seen, tuple):
-        if said is None and activation is None: raise ValueError(f"{file.parent/'ae.pt'} may be a TopK or a BatchTopK, which write the same tensors, and no config.json beside it says which: SAE.load(…, activation='TopK') or 'BatchTopK'")
+        if said is None and activation is None:
+            raise ValueError(
+                f"{file.parent/'ae.pt'} may be a TopK or a BatchTopK, which write the same tensors, and no "
+                "config.json beside it says which: SAE.load(…, activation='TopK') or 'BatchTopK'")
         seen = said if said in seen else seen[0] if said else KINDS[one_of(activation, 'activation', ('TopK', 'BatchTopK'))]
-    if said not in (None, seen): raise ValueError(f"{file} says {name}, but the tensors of ae.pt beside it are those of a {seen.__name__}")
+    if said not in (None, seen):
+        raise ValueError(
+            f"{file} says {name}, but the tensors of ae.pt beside it are those of a {seen.__name__}")
     return seen
 
 def _dictionary_names(w, kind):
@@ -798,9 +878,11 @@ def _dictionary_names(w, kind):
 def _counted(kind, w, cfg, file):
     "A kind of the top-k family with its k and its groups."
     k = whole_number(w.get('k', cfg.get('k')), f"{file}: 'k'")
-    if cfg.get('k') not in (None, k): raise ValueError(f"{file} has k = {k}, but config.json beside it says {cfg['k']}")
+    if cfg.get('k') not in (None, k):
+        raise ValueError(f"{file} has k = {k}, but config.json beside it says {cfg['k']}")
     if kind is not Matryoshka: return kind(k)
-    if 'group_sizes' not in w or w['group_sizes'].ndim != 1: raise ValueError(f"{file} lacks the list of whole numbers 'group_sizes', which a Matryoshka has")
+    if 'group_sizes' not in w or w['group_sizes'].ndim != 1:
+        raise ValueError(f"{file} lacks the list of whole numbers 'group_sizes', which a Matryoshka has")
     return Matryoshka(k, tuple(w['group_sizes'].long().cumsum(0).tolist()))
 
 _LAYOUTS = {'sae_weights.safetensors': _from_saelens, 'sae.safetensors': _from_sparsify, 'ae.pt': _from_dictionary_learning}
@@ -808,29 +890,42 @@ _LAYOUTS = {'sae_weights.safetensors': _from_saelens, 'sae.safetensors': _from_s
 # %% ../nbs/14_sae.ipynb #07808064
 def _find(name):
     "The folder of an SAE: shipped, local, or from the Hub (owner/repository, or owner/repository/folder)."
-    if not isinstance(name, (str, Path)) or not str(name).strip() or '\0' in str(name): raise ValueError(f"expected the folder or name of an SAE, got {name!r}")
+    if not isinstance(name, (str, Path)) or not str(name).strip() or '\0' in str(name):
+        raise ValueError(f"expected the folder or name of an SAE, got {name!r}")
     name = str(name)
     if name.startswith('house/'): return _shipped(name)
     try: folder = Path(name).expanduser()
     except RuntimeError as e: raise FileNotFoundError(f"no SAE {name!r}: {e}") from e
     if folder.is_dir(): return folder
-    if folder.is_file(): raise NotADirectoryError(f"{name} is a file; expected the folder that holds it, with one of the files {', '.join(_LAYOUTS)}")
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{name} is a file; expected the folder that holds it, with one of the files "
+            f"{', '.join(_LAYOUTS)}")
     owner, *rest = name.split('/')
     bad = not rest or not re.fullmatch(r'[\w-][\w.-]*', owner) or not re.fullmatch(r'[\w-][\w.-]*', rest[0])
-    if bad: raise FileNotFoundError(f"no SAE {name!r}: expected a folder, a Hub name such as 'owner/repository/folder', or 'house/' with a site")
+    if bad:
+        raise FileNotFoundError(
+            f"no SAE {name!r}: expected a folder, a Hub name such as 'owner/repository/folder', or 'house/' "
+            "with a site")
     return _from_hub(f'{owner}/{rest[0]}', '/'.join(rest[1:]))
 
 def _shipped(name):
     shipped = Path(str(files('mamba_interp')/'house'/'saes'))
     have = sorted(o.name for o in shipped.glob('*') if o.is_dir()) if shipped.is_dir() else []
     if name[6:] in have: return shipped/name[6:]
-    raise FileNotFoundError(f"the package ships no SAE {name!r}: {'there is none yet' if not have else 'there are ' + ', '.join(have)}")
+    raise FileNotFoundError(
+        f"the package ships no SAE {name!r}: "
+        f"{'there is none yet' if not have else 'there are ' + ', '.join(have)}")
 
 def _from_hub(repo, path):
     if path: inside(repo, path)
     from huggingface_hub import snapshot_download
     try: got = Path(snapshot_download(repo, allow_patterns=f'{path}/*' if path else None))
-    except Exception as e: raise FileNotFoundError(f"there is no folder {repo}{'/' + path if path else ''} here, and the Hugging Face Hub does not give {'/'.join(filter(None, (repo, path)))!r} ({type(e).__name__}): check the name and the network") from e
+    except Exception as e:
+        raise FileNotFoundError(
+            f"cannot get {'/'.join(filter(None, (repo, path)))!r} from the Hugging Face Hub "
+            f"({type(e).__name__}): check the name and the network; there is no such folder here "
+            "either") from e
     return got/path
 
 def load(
@@ -843,10 +938,13 @@ def load(
     if activation is not None: one_of(activation, 'activation', KINDS)
     folder = settle(_find(name))
     file = next((o for o in _LAYOUTS if (folder/o).exists()), None)
-    if file is None: raise FileNotFoundError(f"{folder} holds no SAE: expected one of the files {', '.join(_LAYOUTS)}")
-    if file != 'ae.pt' and not (folder/'cfg.json').exists(): raise FileNotFoundError(f"{folder} has {file}, but no cfg.json beside it")
+    if file is None:
+        raise FileNotFoundError(f"{folder} holds no SAE: expected one of the files {', '.join(_LAYOUTS)}")
+    if file != 'ae.pt' and not (folder/'cfg.json').exists():
+        raise FileNotFoundError(f"{folder} has {file}, but no cfg.json beside it")
     found = _LAYOUTS[file](folder, *([activation] if file == 'ae.pt' else []))
-    if activation not in (None, type(found.kind).__name__): raise ValueError(f"{folder/file} is a {type(found.kind).__name__}, not a {activation}")
+    if activation not in (None, type(found.kind).__name__):
+        raise ValueError(f"{folder/file} is a {type(found.kind).__name__}, not a {activation}")
     sae = _filled(found, folder/file)
     if site is not None: _at(sae, Site.parse(site), folder)
     if model is not None: check_sae(sae, model, str(folder))
@@ -856,7 +954,10 @@ def _filled(found, file):
     "An SAE of what was found; ValueError where the tensors do not fit each other."
     parts = {k: v.detach() for k,v in found.parts.items()}
     flat = [k for k in ('W_enc', 'W_dec') if parts[k].ndim != 2]
-    if flat: raise ValueError(f"{file} does not fit itself: {flat[0]} is {tuple(parts[flat[0]].shape)}, expected features by width")
+    if flat:
+        raise ValueError(
+            f"{file} does not fit itself: {flat[0]} is {tuple(parts[flat[0]].shape)}, expected features by "
+            "width")
     (d_sae, d_in), d_out = parts['W_enc'].shape, parts['W_dec'].shape[-1]
     try: sae = SAE(d_in, d_sae, found.kind, d_out=d_out, normalise=found.normalise)
     except ValueError as e: raise ValueError(f"{file}: {e}") from e
@@ -866,13 +967,15 @@ def _filled(found, file):
     if wrong: raise ValueError(f"{file} does not fit itself: {wrong[0]}")
     sae.load_state_dict({k: v.contiguous() for k,v in parts.items()}, assign=True)
     sae.centred, sae.meta = found.centred, dict(found.meta)
-    sae.site, sae.out_site = (None if o is None else Site.parse(o) for o in (found.site, found.out_site))
+    sae.site, sae.out_site = found.site or None, found.out_site or None
     if sae.site is None and found.meta.get('hook'): sae.site = _hooked(found.meta['hook'])
     return sae.requires_grad_(True)
 
 def _common(threshold, file):
     "The one threshold of all features."
-    if threshold.numel() < 1 or threshold.min() < threshold.max(): raise ValueError(f"{file} holds a threshold for each feature, expected the same for all, as a BatchTopK has")
+    if threshold.numel() < 1 or threshold.min() < threshold.max():
+        raise ValueError(
+            f"{file} holds a threshold for each feature, expected the same for all, as a BatchTopK has")
     return threshold.amax()
 
 def _at(sae, site, name):
@@ -880,7 +983,7 @@ def _at(sae, site, name):
     if sae.site not in (None, site): raise ValueError(f"{name} is an SAE of {sae.site}, not of {site}" + (f" (its hook is {sae.meta['hook']!r})" if sae.meta.get('hook') else ''))
     sae.site = site
 
-# %% ../nbs/14_sae.ipynb #3b7c434d
+# %% ../nbs/14_sae.ipynb #90f0a6df
 def check_sae(
     sae:SAE,   # Whose site may be None, if only the model is asked about
     model,     # A `Mamba` or an `Adapter`
@@ -897,11 +1000,17 @@ def check_sae(
 def _same_model(sae, name, about):
     "Raise ValueError unless the SAE is of the model that `about`, from `origin`, describes."
     made, called = sae.meta.get('fingerprint'), sae.meta.get('model')
-    if made and made != about['fingerprint']: raise ValueError(f"{name} was made for {called or 'another model'!r} with weights {made}; this model is {about['model']!r} with weights {about['fingerprint']}")
+    if made and made != about['fingerprint']:
+        raise ValueError(
+            f"{name} was made for another model: it was trained on {called or 'another model'} with weights {made}, "
+            f"and this is {about['model']} with weights {about['fingerprint']}")
     tail = lambda o: str(o).rstrip('/').split('/')[-1].lower().removesuffix('-hf')
-    if not made and called and tail(called) != tail(about['model']): raise ValueError(f"{name} was made for {called!r}, and this model is {about['model']!r}; if it is the same under another name, set sae.meta['model'] = {about['model']!r}, or load without model=")
+    if not made and called and tail(called) != tail(about['model']):
+        raise ValueError(
+            f"{name} was made for {called!r}, and this model is {about['model']!r}; if it is the same under "
+            f"another name, set sae.meta['model'] = {about['model']!r}, or load without model=")
 
-# %% ../nbs/14_sae.ipynb #e0132c7c
+# %% ../nbs/14_sae.ipynb #074f5469
 def push_to_hub(self:SAE,
     repo:str,             # 'owner/repository', created if need be
     path:str='',          # Folder in it

@@ -63,7 +63,10 @@ class SAERecipe:
     def __post_init__(self):
         for name in ('tokens','dead_after','resample'): self._whole(name)
         for name in ('warmup','decay','l1_warmup'): real_number(getattr(self, name), f'{name} of SAERecipe', low=0, high=1)
-        if self.warmup+self.decay>1: raise ValueError(f'warmup and decay of SAERecipe are {self.warmup} and {self.decay}, expected shares of at most 1 together')
+        if self.warmup+self.decay>1:
+            raise ValueError(
+                f'warmup and decay of SAERecipe are {self.warmup} and {self.decay}, expected shares of at '
+                'most 1 together')
         for name,limits in dict(lr=dict(above=0), length=dict(low=0), longest=dict(low=1)).items():
             if getattr(self, name) is not None: real_number(getattr(self, name), f'{name} of SAERecipe', **limits)
         if self.clip!=math.inf: real_number(self.clip, 'clip of SAERecipe', above=0)
@@ -71,8 +74,10 @@ class SAERecipe:
         whole_number(self.seed, 'seed of SAERecipe', 0)
         one_of(self.start, 'start of SAERecipe', (True,False))
         one_of(self.precision, 'precision of SAERecipe', ('float32','bfloat16'))
-        if not isinstance(self.schedule, (KSchedule, type(None))): raise ValueError(f'schedule of SAERecipe is {self.schedule!r}, expected a KSchedule or None')
-        if not isinstance(self.betas, (tuple,list)) or len(self.betas)!=2: raise ValueError(f'betas of SAERecipe are {self.betas!r}, expected two numbers from 0 to below 1')
+        if not isinstance(self.schedule, (KSchedule, type(None))):
+            raise ValueError(f'schedule of SAERecipe is {self.schedule!r}, expected a KSchedule or None')
+        if not isinstance(self.betas, (tuple,list)) or len(self.betas)!=2:
+            raise ValueError(f'betas of SAERecipe are {self.betas!r}, expected two numbers from 0 to below 1')
         for o in self.betas: real_number(o, 'betas of SAERecipe', low=0, below=1)
     def _whole(self, name):
         "A number of tokens as an int, which 1e6 is not yet."
@@ -222,15 +227,27 @@ _STATS = ('loss','mse','fvu','l0','sparsity','aux','fvu_ordinary','dead')
 class _Learner:
     "One SAE with its optimiser, how long each latent has been silent, and the sums of what was measured since the last record."
     def __init__(self, name, sae, recipe):
-        if not isinstance(sae, SAE): raise ValueError(f"SAE {name!r} is a {type(sae).__name__}, expected an SAE")
-        if not callable(getattr(recipe, 'patience', None)): raise ValueError(f"the recipe of SAE {name!r} is {recipe!r}, expected an SAERecipe")
-        if sae.normalise: raise ValueError(f"SAE {name!r} normalises each activation ({sae.normalise}), which is for reading SAEs of others: it is not trained here")
+        if not isinstance(sae, SAE):
+            raise ValueError(f"SAE {name!r} is a {type(sae).__name__}, expected an SAE")
+        if not callable(getattr(recipe, 'patience', None)):
+            raise ValueError(f"the recipe of SAE {name!r} is {recipe!r}, expected an SAERecipe")
+        if sae.normalise:
+            raise ValueError(
+                f"SAE {name!r} normalises each activation ({sae.normalise}), which is for reading SAEs of "
+                "others: it is not trained here")
         self.name,self.sae,self.recipe = name,sae.train().requires_grad_(),recipe
-        if sae.site is None: raise ValueError(f"SAE {name!r} has no site: make it with SAE(…, site='3.resid')")
+        if sae.site is None:
+            raise ValueError(f"SAE {name!r} has no site: make it with SAE(…, site='3.resid')")
         self.site,self.out = Site.parse(sae.site), Site.parse(sae.out_site or sae.site)
         self.k = getattr(sae.activation, 'k', None)
-        if recipe.schedule and (self.k is None or recipe.schedule.start>sae.d_sae): raise ValueError(f'SAE {name!r}: {recipe.schedule} needs an activation with a k and at least {recipe.schedule.start} latents, not {sae.activation} and {sae.d_sae}')
-        if recipe.precision=='bfloat16' and sae.sparse: raise ValueError(f'SAE {name!r}: {sae.activation} adds up single rows, which are not rounded: train it in float32; bfloat16 is for L1, Gated and JumpReLU')
+        if recipe.schedule and (self.k is None or recipe.schedule.start>sae.d_sae):
+            raise ValueError(
+                f'SAE {name!r}: {recipe.schedule} needs an activation with a k and at least '
+                f'{recipe.schedule.start} latents, not {sae.activation} and {sae.d_sae}')
+        if recipe.precision=='bfloat16' and sae.sparse:
+            raise ValueError(
+                f'SAE {name!r}: {sae.activation} adds up single rows, which are not rounded: train it in '
+                'float32; bfloat16 is for L1, Gated and JumpReLU')
         self.optimiser = torch.optim.Adam(sae.parameters(), betas=recipe.betas, eps=6.25e-10, fused=True)   # eps: Gao et al. 2024
         self.silent = torch.zeros(sae.d_sae, dtype=torch.long, device=sae.W_dec.device)
         self.sums,self.steps = [0.]*len(_STATS),0
@@ -239,7 +256,8 @@ class _Learner:
     def state(self): return dict(sae=self.sae.state_dict(), optimiser=self.optimiser.state_dict(), silent=self.silent, scale=self.scale, limit=self.limit)
     def load(self, state):
         read,write = state['scale']
-        self.scale,self.limit = (real_number(read, 'scale', above=0), real_number(write, 'scale', above=0)),state.get('limit', math.inf)
+        self.scale = real_number(read, 'scale', above=0),real_number(write, 'scale', above=0)
+        self.limit = float(state.get('limit', math.inf))
         self.sae.load_state_dict(state['sae'])
         self.optimiser.load_state_dict(state['optimiser'])
         self.silent.copy_(state['silent'])
@@ -254,7 +272,11 @@ class _Learner:
         if self.limit<math.inf:
             keep = ~(x.norm(dim=-1)>self.limit)
             x,target = x[keep],target[keep]
-            if not len(x): raise ValueError(f'SAE {self.name!r}: all {len(keep)} activations of a batch at {self.site} are longer than {self.limit:.3g}, {self.recipe.longest:g} times the median of the first batch: nothing is left to learn from')
+            if not len(x):
+                raise ValueError(
+                    f'SAE {self.name!r}: all {len(keep)} activations of a batch at {self.site} are longer '
+                    f'than {self.limit:.3g}, {self.recipe.longest:g} times the median of the first batch: '
+                    'nothing is left to learn from')
         x,target = x*self.scale[0],target*self.scale[1]
         return x, None if self.out==self.site else target
     def begin(self, batch):
@@ -339,7 +361,9 @@ class _Store:
         "The newest whole checkpoint, or None; warns of one that is damaged, raises ValueError if none is whole."
         there = [o for o in self.files if o.exists()]
         found = next(((o, saved) for o in there if (saved := _read(o))), None)
-        if there and not found: raise ValueError(f'{there[0]} is damaged, and no whole checkpoint is beside it: delete it to start again')
+        if there and not found:
+            raise ValueError(
+                f'{there[0]} is damaged, and no whole checkpoint is beside it: delete it to start again')
         if _ranks()[1]>1: dist.barrier()
         if there and found[0]!=there[0]:
             warnings.warn(f'{there[0]} is damaged: going on from the checkpoint before, {found[0].name}')
@@ -350,10 +374,14 @@ class _Store:
         if (saved := self.newest()) is None: return 0, 0, []
         name = str(self.files[0])
         fields_of(saved, name, dict(step=int, tokens=int, history=list, key=dict, learners=list, sources=list))
-        unsaid = {k: None for k,v in self.key.items() if v is None}   # a setting that is newer than the checkpoint, and not in use
+        unsaid = {k: v for k,v in self.key.items() if v is None or k.endswith('.model')}   # what an older checkpoint does not say, and does not need to
         same_run(unsaid|saved['key'], self.key, name, 'training')
         step,tokens = (whole_number(saved[k], f'{name}: {k!r}', 0) for k in ('step','tokens'))
-        if (len(saved['learners']),len(saved['sources']))!=(len(self.learners),self.key['processes']): raise ValueError(f"{name} is damaged: it holds {len(saved['learners'])} autoencoders and {len(saved['sources'])} positions, expected {len(self.learners)} and {self.key['processes']}")
+        if (len(saved['learners']),len(saved['sources']))!=(len(self.learners),self.key['processes']):
+            raise ValueError(
+                f"{name} is damaged: it holds {len(saved['learners'])} autoencoders and "
+                f"{len(saved['sources'])} positions, expected {len(self.learners)} and "
+                f"{self.key['processes']}")
         for o,state in zip(self.learners, saved['learners']): _put_back(o.load, state, f'{name}: the state of SAE {o.name!r}')
         _put_back(source.load_state_dict, saved['sources'][_ranks()[0]], f"{name}: the source's position")
         return step, tokens, saved['history']
@@ -370,17 +398,24 @@ class _Store:
 def _put_back(load, state, what):
     "Call `load(state)`; ValueError if the state is not what it takes."
     try: load(state)
-    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as e: raise ValueError(f'{what} does not fit what is trained here ({type(e).__name__}: {str(e).splitlines()[-1].strip()[:120]}): use another folder') from e
+    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as e:
+        raise ValueError(
+            f'{what} does not fit what is trained here ({type(e).__name__}: '
+            f'{str(e).splitlines()[-1].strip()[:120]}): use another folder') from e
 
 # %% ../nbs/15_sae_training.ipynb #75fa9b8c
 @contextmanager
 def _logger(log, folder, tokens, config):
     "A function of named numbers and the tokens seen."
-    if log not in ('tensorboard','wandb',None): raise ValueError(f"log is {log!r}, but it should be 'tensorboard', 'wandb' or None")
+    if log not in ('tensorboard','wandb',None):
+        raise ValueError(f"log is {log!r}, but it should be 'tensorboard', 'wandb' or None")
     if _ranks()[0] or log is None or (log=='tensorboard' and folder is None): yield lambda scalars, at: None
     elif log=='wandb':
         try: import wandb
-        except ImportError as e: raise ImportError("log='wandb' needs Weights & Biases, which is not installed: pip install wandb, or log='tensorboard'") from e
+        except ImportError as e:
+            raise ImportError(
+                "log='wandb' needs Weights & Biases, which is not installed: pip install wandb, or "
+                "log='tensorboard'") from e
         with wandb.init(dir=folder, config=config) as run: yield lambda scalars, at: run.log(scalars | dict(tokens=at))
     else:
         from torch.utils.tensorboard import SummaryWriter
@@ -402,11 +437,16 @@ def _passes(source):
 
 def _batch(batch):
     "A batch with its sites parsed; ValueError for what is none."
-    if not isinstance(batch, dict) or not batch: raise ValueError(f"the source gives {'an empty dict' if batch=={} else f'a {type(batch).__name__}'}, expected batches {{Site: (b d)}}")
+    if not isinstance(batch, dict) or not batch:
+        raise ValueError(
+            f"the source gives {'an empty dict' if batch=={} else f'a {type(batch).__name__}'}, expected "
+            f"batches {{Site: (b d)}}")
     found = {Site.parse(k): v for k,v in batch.items()}
     bad = next((f'{k} as a {type(v).__name__}'+(f' of shape {tuple(v.shape)}' if isinstance(v, Tensor) else '') for k,v in found.items() if not isinstance(v, Tensor) or v.ndim!=2 or not v.is_floating_point()), None)
     if bad: raise ValueError(f'the source gives {bad}, expected rows of floats (b d)')
-    if len(lengths := {len(v) for v in found.values()})>1: raise ValueError(f'the source gives batches whose sites have {sorted(lengths)} rows, expected as many at each')
+    if len(lengths := {len(v) for v in found.values()})>1:
+        raise ValueError(
+            f'the source gives batches whose sites have {sorted(lengths)} rows, expected as many at each')
     return found
 
 def _fits(learners, widths):
@@ -414,8 +454,13 @@ def _fits(learners, widths):
     widths = {Site.parse(k): v for k,v in widths.items()}
     for o in learners:
         for site,d in ((o.site, o.sae.d_in), (o.out, o.sae.d_out)):
-            if site not in widths: raise ValueError(f'SAE {o.name!r} needs {site}, but the source gives {", ".join(map(str, widths))}')
-            if widths[site]!=d: raise ValueError(f'SAE {o.name!r} is made for width {d}, but activations at {site} have width {widths[site]}')
+            if site not in widths:
+                raise ValueError(
+                    f'SAE {o.name!r} needs {site}, but the source gives {", ".join(map(str, widths))}')
+            if widths[site]!=d:
+                raise ValueError(
+                    f'SAE {o.name!r} is made for width {d}, but activations at {site} have width '
+                    f'{widths[site]}')
 
 def _begin(learners, batch):
     "Fit the SAEs to the first batch."
@@ -424,12 +469,21 @@ def _begin(learners, batch):
 
 def _learners(saes, recipe, source, folder):
     "The SAEs with their recipes; raises ValueError for what can be seen to be wrong before the first batch."
-    if not isinstance(saes, dict) or not saes: raise ValueError(f"saes should be a dict from names to SAEs, such as {{'a': SAE(…)}}, got {saes!r}")
+    if not isinstance(saes, dict) or not saes:
+        raise ValueError(f"saes should be a dict from names to SAEs, such as {{'a': SAE(…)}}, got {saes!r}")
     for k in saes: inside(folder or 'the folder', k) if isinstance(k, str) else one_of(k, 'name of an SAE', ['any text'])
     recipes = recipe if isinstance(recipe, dict) else dict.fromkeys(saes, recipe)
-    if set(recipes)!=set(saes): raise ValueError(f'recipes are given for {sorted(map(str, recipes))}, but the SAEs are {sorted(saes)}')
-    if len({getattr(o, 'tokens', None) for o in recipes.values()})>1: raise ValueError(f'SAEs on one stream read the same tokens, but the recipes say {sorted({o.tokens for o in recipes.values()})}')
-    if folder and not hasattr(source, 'load_state_dict'): raise ValueError(f'checkpoints need a source with state_dict and load_state_dict, such as `Harvest`; {type(source).__name__} has none: use folder=None')
+    if set(recipes)!=set(saes):
+        raise ValueError(
+            f'recipes are given for {sorted(map(str, recipes))}, but the SAEs are {sorted(saes)}')
+    if len({getattr(o, 'tokens', None) for o in recipes.values()})>1:
+        raise ValueError(
+            'SAEs on one stream read the same tokens, but the recipes say '
+            f'{sorted({o.tokens for o in recipes.values()})}')
+    if folder and not hasattr(source, 'load_state_dict'):
+        raise ValueError(
+            'checkpoints need a source with state_dict and load_state_dict, such as `Harvest`; '
+            f'{type(source).__name__} has none: use folder=None')
     learners = [_Learner(k, v, recipes[k]) for k,v in saes.items()]
     if hasattr(source, 'widths'): _fits(learners, source.widths)
     if hasattr(source, 'model'): _of(learners, source.model)
