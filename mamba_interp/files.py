@@ -128,7 +128,9 @@ def only_writer(
     lock = FileLock(folder/'.lock', timeout=0, is_singleton=False)
     try: lock.acquire()
     except Timeout as e: raise BlockingIOError(errno.EAGAIN, f"{folder} is being written by another process: wait for it, or use another folder") from e
-    try: yield folder
+    try:
+        for o in folder.glob('.*.new'): o.unlink(missing_ok=True)  # what a killed writer left
+        yield folder
     finally: lock.release()
 
 # %% ../nbs/00_files.ipynb #00f39d05
