@@ -57,10 +57,11 @@ def _unpacked(path):
 def _blocks(path, size=2**20):
     "The bytes of a file, block by block; raises ValueError for a damaged one."
     import zstandard
+    damaged = EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError
     try:
         with _unpacked(path) as f:
             while block := f.read(size): yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as e:
+    except damaged as e:
         raise ValueError(f"{path} is damaged, cut short or no {path.suffix} file: {e}") from e
     except OSError as e: raise type(e)(e.errno, f"{path} cannot be read: {e.strerror or e}") from e
 
@@ -266,7 +267,8 @@ def pieces(
             end, begin = found
             yield start, rest[:end]
             start, rest, size = start + begin, rest[begin:], PIECE
-    if rest or not start: yield start, rest
+    if start and not rest: raise ValueError(f"{where} has no character {start:,}, at which a saved position lies: it is another text, or the position is damaged")
+    yield start, rest
 
 def checked_texts(
     texts # Iterable of documents
@@ -294,7 +296,9 @@ class _Files:
         self.rank, self.world = (0, 1) if whole else (rank, world)
     def read(self, place):
         "Place, name and blocks of each document from `place` on."
-        first, skip = place or (0, 0)
+        good = place is None or isinstance(place, (list, tuple)) and len(place) == 2
+        if not good: raise ValueError(f"a position in files is {place!r}, expected the number of a file and of a document in it")
+        first, skip = (whole_number(o, 'a position in files', 0) for o in place or (0, 0))
         for f in range(first, len(self.files)):
             for i,where,blocks in _documents(self.files[f], self.column, skip):
                 if (f + i) % self.world == self.rank: yield [f, i], where, blocks

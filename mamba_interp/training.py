@@ -143,8 +143,11 @@ def _joined(n, length, bos, piece):
 
 def _pool(pool, *ranges, **numbers):
     "The pool as a list; raises ValueError for a range that is none, and for a number that is not whole."
-    for (low, high),name in zip(ranges[::2], ranges[1::2]): whole_number(high, f'{name}[1]', whole_number(low, f'{name}[0]'))
-    for name,o in numbers.items(): whole_number(o, name, name!='bos')
+    for ends,name in zip(ranges[::2], ranges[1::2]):
+        if not isinstance(ends, (tuple, list)) or len(ends) != 2: raise ValueError(f"{name} is {ends!r}, expected two whole numbers, the fewest and the most")
+        whole_number(ends[1], f'{name}[1]', whole_number(ends[0], f'{name}[0]'))
+    for name,o in numbers.items(): whole_number(o, name, int(name != 'bos'))
+    if np.ndim(pool) != 1: raise ValueError(f"a pool is {pool!r}, expected a list of token ids")
     return [whole_number(o, 'a token of the pool', 0) for o in pool]
 
 def repeat_rows(
@@ -362,10 +365,10 @@ def _whole(file):
 def _plain(recipe): return asdict(recipe) | dict(betas=list(recipe.betas))
 
 def _kind(model):
-    "What a model is, in words."
+    "What a model is, as far as its shape goes."
     config = getattr(model, 'config', None)
-    words = [f'{k} {getattr(config, k)}' for k in ('num_hidden_layers', 'hidden_size', 'state_size', 'vocab_size') if hasattr(config, k)]
-    return ', '.join([getattr(config, 'model_type', type(model).__name__), *words])
+    names = dict(model='model_type', blocks='num_hidden_layers', width='hidden_size', states='state_size', vocabulary='vocab_size')
+    return {k: getattr(config, o) for k,o in names.items() if hasattr(config, o)}
 
 def _of_batch(tokens, mask):
     "16 hexadecimal digits that tell one batch from another."
@@ -383,7 +386,12 @@ def _same_moments(saved, opt, step, name):
     "Raise ValueError unless an optimiser's state fits its parameters, after `step` steps."
     fields_of(saved, name, dict(state=dict, param_groups=list))
     params = [p for group in opt.param_groups for p in group['params']]
-    if sum(len(o['params']) for o in saved['param_groups']) != len(params): raise ValueError(f"{name} is for {sum(len(o['params']) for o in saved['param_groups'])} parameters, expected {len(params)}: it is of another model")
+    for i,(found,mine) in enumerate(zip(saved['param_groups'], opt.state_dict()['param_groups'], strict=False)):
+        needed = ('params', 'betas', 'eps', 'weight_decay')
+        same_run({k: o for k,o in fields_of(found, f'{name}: group {i}').items() if k in needed}, {k: mine[k] for k in needed}, name, 'training')
+    n = len(saved['param_groups'])
+    if n != len(opt.param_groups) or not saved['state'] or not set(saved['state']) <= set(range(len(params))):
+        raise ValueError(f"{name} has {n} groups and the moments of {len(saved['state'])} parameters, expected {len(opt.param_groups)} and at most {len(params)}: it is damaged, or of another model")
     for i,o in saved['state'].items():
         fields_of(o, f'{name}: parameter {i}', dict(step=Tensor, exp_avg=Tensor, exp_avg_sq=Tensor))
         _same_tensors({k: o[k] for k in ('exp_avg', 'exp_avg_sq')}, dict.fromkeys(('exp_avg', 'exp_avg_sq'), params[i]), f'{name}: parameter {i}')
@@ -396,15 +404,15 @@ def _resume(store, model, opt, recipe, batch):
     file, saved = found
     fields_of(saved, str(file), dict(model=dict, optimiser=dict, step=int, history=list, recipe=dict))
     same_run(saved['recipe'], _plain(recipe), file, 'training')
-    if 'kind' in saved: same_run(dict(model=saved['kind']), dict(model=_kind(model)), file, 'training')
+    same_run(saved.get('kind', _kind(model)), _kind(model), file, 'training')
     step = whole_number(saved['step'], f'{file}: step', 1, recipe.steps)
     for o in saved['history']: whole_number(fields_of(o, f'{file}: history', dict(step=int, loss=(int, float)))['step'], f'{file}: step in history', 1, step)
     _same_tensors(saved['model'], model.state_dict(), f'{file}: model')
     _same_moments(saved['optimiser'], opt, step, f'{file}: optimiser')
-    if 'data' in saved: same_run(dict(zip(('first batch', 'last batch'), saved['data'])), {'first batch': _of_batch(*_parts(batch, 0)), 'last batch': _of_batch(*_parts(batch, step - 1))}, file, 'training')
+    if 'data' in saved: same_run(fields_of(saved['data'], f'{file}: data'), {'first batch': _of_batch(*_parts(batch, 0)), 'last batch': _of_batch(*_parts(batch, step - 1))}, file, 'training')
     model.load_state_dict(saved['model'])
     opt.load_state_dict(saved['optimiser'])
-    return step, saved['history'], saved.get('data', [None])[0]
+    return step, saved['history'], saved.get('data', {}).get('first batch')
 
 def _parts(batch, step):
     "Tokens and mask of a step."
@@ -454,7 +462,7 @@ def train(
     progress:bool=True, # Show a progress bar?
 )->list:               # One dict per `every` steps: step, mean loss (nats), what `evaluate` returned
     "Train until `recipe.steps`, resuming if `folder` holds a checkpoint; raises FloatingPointError if the loss is not finite."
-    if not isinstance(model, torch.nn.Module): raise ValueError(f"expected a Mamba, got {type(model).__name__}")
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, 'device'): raise ValueError(f"expected a Mamba, got {type(model).__name__}")
     if not isinstance(recipe, Recipe): raise ValueError(f"expected a Recipe, such as Recipe(steps=1000), got {type(recipe).__name__}")
     for name,o in dict(batch=batch, evaluate=evaluate).items():
         if not callable(o) and (name, o) != ('evaluate', None): raise ValueError(f"{name} is {type(o).__name__}, expected a function")
@@ -513,5 +521,5 @@ class _Run:
         except FloatingPointError as e: raise FloatingPointError(f"{e}; {'the last whole checkpoint is kept' if self.store else 'no checkpoint was kept'}") from None
 
     def _save(self, step, last):
-        about = dict(step=step + 1, history=self.history, recipe=_plain(self.recipe), kind=_kind(self.model), data=[self.first, last])
+        about = dict(step=step + 1, history=self.history, recipe=_plain(self.recipe), kind=_kind(self.model), data={'first batch': self.first, 'last batch': last})
         self.store.save(dict(model=self.model.state_dict(), optimiser=self.opt.state_dict()) | about)
