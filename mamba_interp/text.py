@@ -210,13 +210,13 @@ def _rows_of(rows, name, column):
         if column not in o: raise KeyError(f'the data set{name} has no column {column!r}; it has {sorted(o)}')
         yield (where := f'row {i:,} of the data set{name}'), _field(o, column, where)
 
-def _joined(blocks, where):
+def _joined(blocks, where, most=16*LONGEST):
     "The blocks of a document as one text."
     parts, size = [], 0
     for o in blocks:
         parts.append(o)
         size += len(o)
-        if size > 16*LONGEST: raise ValueError(f"{where} has more than {16*LONGEST:,} characters, too many to hold at once: Rows reads it in pieces")
+        if size > most: raise ValueError(f"{where} has more than {most:,} characters, too many to hold at once: Rows reads it in pieces")
     return ''.join(parts)
 
 def read_texts(
@@ -232,7 +232,8 @@ def _read(paths, column):
         if path.startswith('hf:'): yield from _rows_of(stream_dataset(path[3:]), f' {path[3:]}', column)
         else:
             for file in _files(Path(path)):
-                for _,where,blocks in _documents(file, column): yield where, _joined(blocks, where)
+                most = LONGEST if file.suffix in ('.gz', '.zst') else 16*LONGEST
+                for _,where,blocks in _documents(file, column): yield where, _joined(blocks, where, most)
 
 # %% ../nbs/06_text.ipynb #9ed5bf84
 PIECE, UNCUT = 2**16, 2**22  # Characters of a piece; most of one that has no place to be cut
