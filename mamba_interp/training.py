@@ -323,6 +323,10 @@ def next_token_loss(
     return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten())
 
 # %% ../nbs/06_training.ipynb #e0fc21da
+def _write(value, file):
+    "Save `value` so that `file` is at every moment whole."
+    return write_file(file, lambda f: torch.save(value, f))
+
 class Checkpoints:
     "The newest two checkpoints of a run, in a folder; what a checkpoint holds is a dict."
     def __init__(self,
@@ -349,7 +353,7 @@ class Checkpoints:
         "Write the newest; if that fails, the one before keeps its place."
         here, before = self.files
         if here.exists(): os.replace(here, before)
-        try: write_file(here, lambda f: torch.save(value, f))
+        try: _write(value, here)
         except BaseException:
             if before.exists() and not here.exists(): os.replace(before, here)
             raise

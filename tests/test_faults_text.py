@@ -281,10 +281,10 @@ def test_bos_inside_rows(tokenizer):
         found = torch.cat([o[Site('resid', 1)] for o in source])
         assert len(found) == len(want) == source.tokens
         assert torch.allclose(found.sum(0), want.sum(0), atol=1e-2)
-    assert torch.allclose(found, want, atol=1e-5) and source.left_out['bos'] > 0
+    assert torch.allclose(found, want, atol=1e-3) and source.left_out['bos'] > 0
     assert sum(len(o[Site('resid', 1)]) for o in make(skip=1)) == len(rows)*31
     given = Harvest(house, Rows(rows, bos=tokenizer.bos_token_id), '1.resid', batch=50, capacity=1024, at_once=4, shuffle=False)
-    assert torch.allclose(torch.cat([o[Site('resid', 1)] for o in given]), want, atol=1e-5)
+    assert torch.allclose(torch.cat([o[Site('resid', 1)] for o in given]), want, atol=1e-3)
     said(lambda: Harvest(house, Rows(rows), '1.resid', batch=50, skip='bos'), 'bos')
     assert not Rows(rows, bos=0).real(torch.tensor([[0, 3]]))[0, 0] and Rows(rows).real(torch.tensor([0, 3])).all()
 
