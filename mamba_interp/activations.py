@@ -481,6 +481,7 @@ def cache(
         about = _begun(source, folder)
         each = sum(o.shape[1]*o.element_size() for o in source.ring.values())
         writable(folder, max(0, tokens - about['tokens'])*each)
+        _room(2*min(shard, tokens)*each, 'cpu', f"a shard of {min(shard, tokens):,} tokens")
         while about['tokens'] < tokens and not about['ended']: _add_shard(source, folder, about, min(shard, tokens - about['tokens']))
     return folder
 

@@ -47,9 +47,10 @@ def _unpacked(path):
     "The open file, decompressed."
     import zstandard
     with path.open('rb') as f:
-        packed = path.suffix in ('.zst', '.gz')
-        if packed and not os.fstat(f.fileno()).st_size: raise ValueError(f"{path} is empty, expected a {path.suffix} file")
-        if path.suffix == '.zst':
+        kind = path.suffix.lower()
+        packed = kind in ('.zst', '.gz')
+        if packed and not os.fstat(f.fileno()).st_size: raise ValueError(f"{path} is empty, expected a {kind} file")
+        if kind == '.zst':
             _walk_zst(f, path)
             yield zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(f, read_across_frames=True)
         else: yield gzip.GzipFile(fileobj=f) if packed else f
@@ -123,7 +124,7 @@ def _json_lines(path, column, skip):
 
 def _csv(path, column, skip):
     "Rows below a line of column names; the limit on a field's length is put back after each row."
-    rows = csv.reader(_lines(path), delimiter='\t' if '.tsv' in path.suffixes else ',', strict=True)
+    rows = csv.reader(_lines(path), delimiter='\t' if '.tsv' in path.name.lower() else ',', strict=True)
     names = _csv_row(rows, path)
     if names is None: return
     for i in range(2**62):
@@ -232,7 +233,7 @@ def _read(paths, column):
         if path.startswith('hf:'): yield from _rows_of(stream_dataset(path[3:]), f' {path[3:]}', column)
         else:
             for file in _files(Path(path)):
-                most = LONGEST if file.suffix in ('.gz', '.zst') else 16*LONGEST
+                most = LONGEST if file.suffix.lower() in ('.gz', '.zst') else 16*LONGEST
                 for _,where,blocks in _documents(file, column): yield where, _joined(blocks, where, most)
 
 # %% ../nbs/06_text.ipynb #9ed5bf84

@@ -34,7 +34,7 @@ def train_tokenizer(
     weight:int=10_000,    # How often each word is counted; more than the text's rarest merge
 )->Tokenizer:
     "Byte-level BPE (Sennrich et al. 2016) that keeps each of `words` whole; raises if one is split."
-    whole_number(vocab_size, 'vocab_size', 257), whole_number(weight, 'weight')
+    whole_number(vocab_size, 'vocab_size', 257, 2**24), whole_number(weight, 'weight', 1, 10**6)
     words = list(checked_texts(words))
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.Sequence([normalizers.Replace(a,b) for a,b in zip('“”‘’', '""\'\'')])
@@ -102,7 +102,7 @@ def pack(
     if not isinstance(tokenizer, Tokenizer): raise ValueError(f"expected a tokenizers.Tokenizer, or a fast tokenizer of transformers, got {type(tokenizer).__name__}")
     if tokenizer.get_vocab_size() > 2**16: raise ValueError(f'the tokenizer has {tokenizer.get_vocab_size()} entries, more than uint16 holds')
     key = dict(tokenizer=hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16], valid=real_number(valid, 'valid', 0, high=1), seed=whole_number(seed, 'seed', 0))
-    if folder is None: return _split(texts, tokenizer, key['valid'], key['seed'])[0]
+    if not folder: return _split(texts, tokenizer, key['valid'], key['seed'])[0]
     if (settle(folder)/'pack.json').exists(): return tuple(_kept(Path(folder), key))
     with only_writer(writable(folder)) as folder:
         streams, counts = _split(texts, tokenizer, key['valid'], key['seed'])
@@ -145,8 +145,8 @@ def _pool(pool, *ranges, **numbers):
     "The pool as a list; raises ValueError for a range that is none, and for a number that is not whole."
     for ends,name in zip(ranges[::2], ranges[1::2]):
         if not isinstance(ends, (tuple, list)) or len(ends) != 2: raise ValueError(f"{name} is {ends!r}, expected two whole numbers, the fewest and the most")
-        whole_number(ends[1], f'{name}[1]', whole_number(ends[0], f'{name}[0]'))
-    for name,o in numbers.items(): whole_number(o, name, int(name != 'bos'))
+        whole_number(ends[1], f'{name}[1]', whole_number(ends[0], f'{name}[0]'), 2**20)
+    for name,o in numbers.items(): whole_number(o, name, int(name != 'bos'), 2**31 if name == 'bos' else 2**10)
     if np.ndim(pool) != 1: raise ValueError(f"a pool is {pool!r}, expected a list of token ids")
     return [whole_number(o, 'a token of the pool', 0) for o in pool]
 
@@ -192,6 +192,7 @@ class Stage:
     ramp:int=0   # Steps over which the weights move here from those of the stage before
     def __post_init__(self):
         for name,low in dict(start=0, rows=1, length=1, ramp=0).items(): whole_number(getattr(self, name), f'{name} of a stage', low)
+        if self.rows*self.length > 2**31: raise ValueError(f"a batch of {self.rows:,} rows of {self.length:,} tokens is too large: expected at most 2^31 tokens")
         if not isinstance(self.weights, dict): raise ValueError(f"weights of a stage are {self.weights!r}, expected a dict from source names to numbers")
         known = all(isinstance(o, (int, float)) and 0 <= o < math.inf for o in self.weights.values())
         if not known or not sum(self.weights.values()) > 0: raise ValueError(f'weights {self.weights} must not be negative, nor all 0')
