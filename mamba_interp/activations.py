@@ -102,10 +102,10 @@ class Rows:
         self.world = whole_number(world, 'world')
         self.rank = whole_number(rank, 'rank', 0, self.world - 1)
         self.length, self.column, self.tokenizer = whole_number(length, 'length', 2), column, tokenizer
-        if tokenizer is not None and not callable(getattr(tokenizer, 'encode', None)): raise ValueError(f"expected a tokenizer, such as model.tokenizer, got {type(tokenizer).__name__}")
+        if tokenizer is not None and not (callable(getattr(tokenizer, 'encode', None)) and hasattr(tokenizer, 'get_vocab')): raise ValueError(f"expected a tokenizer, such as model.tokenizer, got {type(tokenizer).__name__}")
         self.mark = bos_id(tokenizer) if bos is None and tokenizer is not None else bos if bos is None else whole_number(bos, 'bos', 0)
         self.bos, self.array, self._digest = self.mark, None, None
-        if isinstance(source, (np.ndarray, Tensor)): self._take(source.cpu() if isinstance(source, Tensor) else source)
+        if isinstance(source, (np.ndarray, Tensor)): self._take(source)
         elif tokenizer is None: raise ValueError("text needs a tokenizer; only an array of token ids does without")
         else: self.text = open_text(source, column, self.rank, self.world)
         self._step = self.length - (self.bos is not None)
@@ -113,7 +113,8 @@ class Rows:
 
     def _take(self, source):
         "Read from an array."
-        array = self.array = np.asarray(source)
+        if isinstance(source, Tensor) and (source.is_meta or source.layout != torch.strided): raise ValueError(f"expected an (n) or (n t) array of whole token ids, got a tensor without values, or {source.layout}")
+        array = self.array = np.asarray(source.cpu() if isinstance(source, Tensor) else source)
         if not (array.ndim in (1, 2) and np.issubdtype(array.dtype, np.integer)): raise ValueError(f"expected an (n) or (n t) array of whole token ids, got {array.dtype} of shape {array.shape}")
         if array.ndim == 2: self.length, self.bos = whole_number(array.shape[1], 'length of the rows'), None
 
@@ -141,7 +142,9 @@ class Rows:
         _agree('Rows', state, self._settings)
         if self.array is not None: state = self._start() | state
         elif 'stream' in state: raise ValueError("this position of Rows is an older version's, which kept another place in a text: begin anew")
-        self._at, self._resumed = _position('Rows', state, self._start()), True
+        at = _position('Rows', state, self._start())
+        if not at['rows'] and (at['place'] or at['start'] or at['offset']): raise ValueError("a position of Rows is 0 rows along, but inside a text: it is damaged")
+        self._at, self._resumed = at, True
 
 # %% ../nbs/13_activations.ipynb #f570573c
 def _each(self:Rows):
@@ -166,6 +169,7 @@ def _packed(self:Rows):
         for begin,piece in pieces(blocks, self.tokenizer, start, where):
             ids = ([] if begin else [self.bos]) + encode(self.tokenizer, piece)
             here = self._known(_digest(ids))
+            if drop > len(ids): raise ValueError(f"a position of Rows lies {drop:,} tokens into a piece of {len(ids):,}: it is damaged")
             left += ids[drop:]
             drop, whole = 0, len(left)//self._step*self._step
             for i in range(self._step, whole + 1, self._step):
@@ -191,6 +195,7 @@ def origin(
     model, # A `Mamba` or an `Adapter`
 )->dict:   # `model`, its name, and `fingerprint`, of its weights
     "Which model something was made with."
+    if not hasattr(model, 'sites'): raise ValueError(f"expected a Mamba or an Adapter, got {type(model).__name__}")
     config = model.config
     if isinstance(model, Mamba): named, name = model, str(model.source or '')
     else:
@@ -242,8 +247,8 @@ def _room(need, device, what):
 
 def _usable(device):
     "The device; raises ValueError if nothing can be kept there."
-    try: return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as e: raise ValueError(f"device {device!r} cannot be used: {str(e).splitlines()[0][:120]}") from e
+    try: return torch.empty(0, device=device).cpu() is None or torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e: raise ValueError(f"device {device!r} cannot be used: {str(e).splitlines()[0][:120]}") from e
 
 class Harvest(Batches):
     "Shuffled batches of a model's activations while it reads rows of text."
@@ -318,8 +323,8 @@ class Harvest(Batches):
         at = super()._checked(state)
         whole_number(at['held'], 'held of a position of Harvest', 0, self._size)
         whole_number(at['batch'], 'batch of a position of Harvest', 0, 2*self._size//self.batch + 1)
-        for k in at['left_out']: whole_number(at['left_out'][k], f'left_out of a position of Harvest: {k}', 0)
-        for k,v in (at['lengths'] or {}).items(): real_number(v, f'lengths of a position of Harvest: {k}', 0)
+        fields_of(at['left_out'], 'left_out of a position of Harvest', dict(bos=int, long=int))
+        if at['lengths'] is not None: fields_of(at['lengths'], 'lengths of a position of Harvest', {str(s): float for s in self.sites})
         self.rows.load_state_dict(at['rows'])
         return at
 
@@ -455,7 +460,8 @@ def _begun(source, folder):
     old = _manifest(folder)
     of = lambda o: f"{o['model']} ({o['fingerprint']})" if old['fingerprint'] != new['fingerprint'] else None
     same_run(dict(model=of(old), sites=old['sites']), dict(model=of(new), sites=new['sites']), folder, 'cache of activations')
-    if old['state']:
+    if old['state'] is None and old['shards']: raise ValueError(f"{folder/'manifest.json'} has shards but no 'state', from which to go on: it is damaged")
+    if old['state'] is not None:
         try: source.load_state_dict(old['state'])
         except ValueError as e: raise ValueError(f"{folder} cannot be gone on with: {e}") from e
     gone = [o['file'] for o in old['shards'] if not (folder/o['file']).is_file()]
@@ -475,6 +481,7 @@ def cache(
         about = _begun(source, folder)
         each = sum(o.shape[1]*o.element_size() for o in source.ring.values())
         writable(folder, max(0, tokens - about['tokens'])*each)
+        _room(2*min(shard, tokens)*each, 'cpu', f"a shard of {min(shard, tokens):,} tokens")
         while about['tokens'] < tokens and not about['ended']: _add_shard(source, folder, about, min(shard, tokens - about['tokens']))
     return folder
 
@@ -548,17 +555,22 @@ class Cached(Batches):
 
     def _load(self, shard):
         "A shard's tensors by `Site`, once its bytes have proved to be those that were written; None if it is to be skipped."
-        from safetensors.torch import load
         file = inside(self.folder, shard['file'])
         data = file.read_bytes() if file.is_file() else None
-        if data is not None and hashlib.sha256(data).hexdigest() == shard['sha256']: return self._shaped(load(data), file, shard['tokens'])
+        if data is not None and hashlib.sha256(data).hexdigest() == shard['sha256']: return self._shaped(data, file, shard['tokens'])
         why = f"{file} is {'missing' if data is None else 'damaged: its sha256 is not the one in the manifest'}"
         if self.corrupt == 'raise': raise ValueError(f"{why}; corrupt='skip' goes on without its {shard['tokens']:,} tokens")
         warnings.warn(f"{why}; its {shard['tokens']:,} tokens are skipped", stacklevel=2)
 
-    def _shaped(self, values, file, tokens):
+    def _shaped(self, data, file, tokens):
         "The tensors by `Site`; raises ValueError if they are not what the manifest says."
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+        try: values = load(data)
+        except SafetensorError as e: raise ValueError(f"{file} is no file of tensors: {e}") from e
         for site,width in self.widths.items():
             found = tuple(values[str(site)].shape) if str(site) in values else 'no such tensor'
             if found != (tokens, width): raise ValueError(f"{file} holds {site} of shape {found}, but its manifest.json says {(tokens, width)}")
+            kind, said = str(values[str(site)].dtype).removeprefix('torch.'), self.about['dtypes'].get(str(site))
+            if kind != said: raise ValueError(f"{file} holds {site} in {kind}, but its manifest.json says {said}")
         return {s: values[str(s)] for s in self.widths}
