@@ -87,6 +87,7 @@ def source_values(
     "The activations that patching puts in."
     one_of(how, 'how', ('resample', 'mean', 'zero'))
     partner = task.corrupt if one_of(base, 'base', ('clean', 'corrupt')) == 'clean' else task.clean
+    sites = model.sites(sites)  # also those that are announced only when asked for
     if how == 'resample': return record(model, partner, sites)
     if how == 'zero': return {s: torch.zeros_like(v) for s,v in record(model, partner, sites).items()}
     both, end = record(model, torch.cat([task.clean, task.corrupt]), sites), task.positions['end'].repeat(2)
