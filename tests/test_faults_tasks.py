@@ -34,8 +34,8 @@ def refused(f, *words):
     for o in words: assert o in said, (o, said)
 
 TEMPLATES = {
-    'The [CITY] of [N] is': ("'CITY'",), 'The capital of [n] is': ('did you mean [N]',), 'From [N] to [N] is': ('2 slots [N]', 'got 2'),
-    'From it is': ('0 slots [N]',), 'He saw [] and [N] in': ("a slot is ''",), 'See [N in': ('template',),
+    'The [CITY] of [N] is': ('the slot [CITY]',), 'The capital of [n] is': ('did you mean [N]',), 'From [N] to [N] is': ('2 slots [N]', 'got 2'),
+    'From it is': ('0 slots [N]',), 'He saw [] and [N] in': ('the slot []',), 'See [N in': ('template',),
     'To [N] and ': ('ends in a space',), '': ('a template is',), '   ': ('a template is',), 'The [place] of [N] is': ('did you mean [PLACE]',)}
 
 @pytest.mark.parametrize('template', TEMPLATES)
