@@ -41,6 +41,8 @@ def _scored(score, task, logits):
         said = str(e).splitlines()[0] if str(e) else ''
         raise ValueError(f"the metric fails on prompts {prompts}: {type(e).__name__} {said}; a metric is handed a part of the task, and `task.index` says which prompts it has") from e
 
+_NONE = 'the task has no prompts, so there is nothing to measure'
+
 def task_metric(
     metric,        # `metric(task, logits (b v))` -> (b); the logit difference if None
     task:Task,     # What it is computed for, or a part of a task: `task.index` says which prompts these are
@@ -49,7 +51,7 @@ def task_metric(
     alone:bool=False, # Check that a prompt's score does not depend on the others that are handed in with it?
 )->Tensor:         # (b); raises ValueError for no prompts, another shape, or a number that is not finite
     "A task's metric, checked: one finite number per prompt."
-    if len(logits) == 0: raise ValueError(f"{task.name or 'the task'} has no prompts, so there is nothing to measure")
+    if len(logits) == 0: raise ValueError(_NONE)
     score = metric or Task.logit_diff
     scores = _scored(score, task, logits)
     if not isinstance(scores, Tensor) or scores.shape != (len(logits),): raise ValueError(f"the metric returned {getattr(scores, 'shape', type(scores).__name__)}, expected one number per prompt: ({len(logits)},)")
@@ -87,6 +89,7 @@ def source_values(
     "The activations that patching puts in."
     one_of(how, 'how', ('resample', 'mean', 'zero'))
     partner = task.corrupt if one_of(base, 'base', ('clean', 'corrupt')) == 'clean' else task.clean
+    sites = model.sites(sites)  # also those that are announced only when asked for
     if how == 'resample': return record(model, partner, sites)
     if how == 'zero': return {s: torch.zeros_like(v) for s,v in record(model, partner, sites).items()}
     both, end = record(model, torch.cat([task.clean, task.corrupt]), sites), task.positions['end'].repeat(2)
@@ -175,6 +178,7 @@ def patch_effects(
 
 def _contrasted(model, task, base, how, metric):
     "Metric (b) of the run that is patched; raises where there is nothing to see."
+    if len(task) == 0: raise ValueError(_NONE)
     ends = task.positions['end']
     here = task_metric(metric, task, model(getattr(task, base), at=ends), alone=True)
     if how != 'resample': return here
