@@ -10,6 +10,7 @@ __all__ = ['Rules', 'RMSNorm', 'conv_terms', 'causal_conv', 'tapped', 'Span', 's
 
 # %% ../nbs/02_model.ipynb #7ca2977c
 import copy, hashlib, math, sys, tempfile, warnings
+from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from operator import itemgetter
@@ -131,7 +132,7 @@ def tapped(
     if new.is_complex(): raise ValueError(f"the tap at {site} returned complex numbers, expected {value.dtype}")
     return new.to(value.dtype)
 
-# %% ../nbs/02_model.ipynb #1470254f
+# %% ../nbs/02_model.ipynb #c13a0e91
 class Span(NamedTuple):
     "Where a run stands in a longer sequence."
     start:int  # Index of the run's first token
@@ -179,7 +180,7 @@ def _known_site(key, known, sites):
     match_sites(site, sites)
     raise ValueError(f"{key!r} is no site of this model: a block is a whole number")
 
-# %% ../nbs/02_model.ipynb #1091422c
+# %% ../nbs/02_model.ipynb #444b1cc0
 def check_tokens(
     tokens,         # (b t) token ids: a tensor or array of any integer type, or a list of lists
     vocab_size:int, # Ids run below this
@@ -221,7 +222,7 @@ def _said(value):
     text = isinstance(value, str) or isinstance(value, (list, tuple)) and any(isinstance(o, str) for o in value)
     return "text: hand over torch.tensor([model.tokenizer.encode(text)])" if text else type(value).__name__
 
-# %% ../nbs/02_model.ipynb #970b0f53
+# %% ../nbs/02_model.ipynb #5115d53f
 def left_pad(
     prompts, # Lists, or 1-D tensors, of token ids
     pad:int=0, # The id that fills up; which one makes no difference
@@ -240,7 +241,8 @@ def check_mask(
 )->Tensor:           # (b t) bool, or None if nothing is padded; raises ValueError for padding inside a prompt
     "Return a mask of real tokens as the blocks take it."
     if mask is None: return None
-    mask = torch.as_tensor(mask, device=tokens.device)
+    try: mask = torch.as_tensor(mask, device=tokens.device)
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"attention_mask is {type(mask).__name__}, expected 0 and 1, or false and true, of shape {tuple(tokens.shape)}") from e
     if mask.shape != tokens.shape: raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected that of the tokens, {tuple(tokens.shape)}")
     real = mask.bool()
     if not (mask == real).all(): raise ValueError("attention_mask holds other numbers than 0 and 1")
@@ -260,7 +262,7 @@ def _tell_padding(tokens, pad):
     leading = (tokens == pad).cumprod(1).sum(1)
     if leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
 
-# %% ../nbs/02_model.ipynb #f3632a34
+# %% ../nbs/02_model.ipynb #7e8417c4
 class Memory(NamedTuple):
     "All that a block remembers of earlier tokens."
     conv:Tensor  # (b k-1 e) the convolution's last inputs; (b k-1 c) in Mamba-2
@@ -417,7 +419,7 @@ class Mamba2Block(_Block):
         gate = self.say('gate', self.rules.apply(F.silu, z), taps)
         return self.out_proj(self.say('inner_norm', self.say('gated', self.rules.mul(ssm_out, gate), taps), taps))
 
-# %% ../nbs/02_model.ipynb #ad1f9566
+# %% ../nbs/02_model.ipynb #f29a06f5
 def free_memory(
     device='cpu' # A device
 )->int:          # Bytes; very many where nobody can tell
@@ -444,7 +446,7 @@ def enough_memory(
     free = free_memory(device)
     if need > free: raise TooLarge(f"{what} takes {need:,} bytes ({need/2**30:,.3g} GiB), and {free/2**30:,.3g} GiB are free on {device}")
 
-# %% ../nbs/02_model.ipynb #179f55b0
+# %% ../nbs/02_model.ipynb #9be88eeb
 def _flag(value, name):
     if not isinstance(value, bool): raise ValueError(f"{name} is {value!r}, expected true or false")
 
@@ -493,7 +495,7 @@ def _bytes(kind, fields):
         block = d + d*(3*e + bc + fields['num_heads']) + (e + bc)*(k + 1) + 3*fields['num_heads'] + e
     return 4*(v*d*(1 if fields['tie_word_embeddings'] else 2) + d + fields['num_hidden_layers']*block)
 
-# %% ../nbs/02_model.ipynb #b576b108
+# %% ../nbs/02_model.ipynb #56e6c266
 def check_config(
     config, # `transformers.MambaConfig` or `transformers.Mamba2Config`
     where='the configuration', # Where it comes from, for the sentence
@@ -502,8 +504,10 @@ def check_config(
     kind = getattr(config, 'model_type', None)
     if kind is None or not hasattr(config, 'to_dict'): raise ValueError(f"expected the configuration of a Mamba, a transformers MambaConfig or Mamba2Config, got {type(config).__name__}; a checkpoint is opened by Mamba.load")
     _known_kind(kind, where)
-    _check_fields(kind, {k: getattr(config, k) for k in _CHECKS if hasattr(config, k)}, where)
+    _check_fields(kind, _sizes(config), where)
     return config
+
+def _sizes(config): return {k: v for k,v in vars(config).items() if k in _CHECKS}
 
 def _known_kind(kind, where):
     if kind not in _KINDS: raise ValueError(f"{where} is of a model of type {kind!r}, expected 'mamba', 'mamba2', or mamba_ssm's d_model and n_layer; other architectures go through `mamba_interp.taps.Adapter`")
@@ -512,14 +516,14 @@ def _configured(kind, fields, where):
     "The `transformers` configuration with these fields, checked before and after."
     from transformers import Mamba2Config, MambaConfig
     made = MambaConfig if kind == 'mamba' else Mamba2Config
-    _check_fields(kind, {k: getattr(made, k) for k in _CHECKS if hasattr(made, k)} | fields, where)
+    _check_fields(kind, {k: o.default for k,o in made.__dataclass_fields__.items() if k in _CHECKS} | fields, where)
     try: config = made.from_dict(fields)
     except Exception as e: raise ValueError(f"{where} is refused by transformers: {' '.join(str(e).split())[:200]}") from e
     return check_config(config, where)
 
 def _fits(config, device, bytes=4, where='the configuration'):
     "Raise TooLarge if a model's weights, of so many bytes each, are more than `device` has room for."
-    fields = {k: getattr(config, k) for k in _CHECKS if hasattr(config, k)}
+    fields = _sizes(config)
     enough_memory(_bytes(config.model_type, fields)//4*bytes, _size(config.model_type, fields, where), device)
 
 # %% ../nbs/02_model.ipynb #e39bb6f2
@@ -540,7 +544,7 @@ def _view(module, rules):
     new.rules = rules
     return new
 
-# %% ../nbs/02_model.ipynb #92f97fb0
+# %% ../nbs/02_model.ipynb #8ba3ac32
 class Mamba(_Announcer):
     "A Mamba-1 or Mamba-2 language model as a pure function: `model(tokens, taps)`."
     def __init__(self,
@@ -674,6 +678,10 @@ class Mamba(_Announcer):
         return self._unembed(resid, {}, at)
 
 # %% ../nbs/02_model.ipynb #981d5ec9
+def _setting(name):
+    known = [*_CHECKS, *_OTHERS]
+    if name not in known: raise ValueError(f"Mamba.tiny has no setting {name[:60]!r}; did you mean {get_close_matches(name, known, 1, 0)[0]!r}?")
+
 def tiny(
     seed:int=0, # Seed of the random weights
     kind:int=1, # 1 for Mamba-1, 2 for Mamba-2
@@ -682,7 +690,7 @@ def tiny(
     "A small random model, in milliseconds."
     small = dict(vocab_size=61, hidden_size=24, state_size=5, num_hidden_layers=3)
     if one_of(kind, 'kind', (1, 2)) == 2: small |= dict(num_heads=6, head_dim=8, n_groups=2)
-    for k in config: one_of(k, 'a setting of Mamba.tiny', [*_CHECKS, *_OTHERS])
+    for k in config: _setting(k)
     config = _configured(_KINDS[kind - 1], small | config, 'Mamba.tiny')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(whole_number(seed, 'seed', 0))
@@ -752,7 +760,7 @@ def _unbounded(limits):
     if not isinstance(limits, (list, tuple)): return limits
     return [math.inf if isinstance(o, dict) and o.get('__float__') == 'Infinity' else float(o) if type(o) is int else o for o in limits]
 
-# %% ../nbs/02_model.ipynb #f0b5b7f1
+# %% ../nbs/02_model.ipynb #964cd3b7
 def config_of(
     folder:Path # With a `config.json` of `transformers` or `mamba_ssm`
 ):              # `MambaConfig` or `Mamba2Config`; raises ValueError, naming file and field, for anything else
@@ -808,7 +816,7 @@ def _read_parts(folder, index):
     if lost: raise ValueError(f"{index} names {lost[0]!r} in {parts[lost[0]]}, which does not hold it ({len(lost)} such tensors)")
     return found
 
-# %% ../nbs/02_model.ipynb #a200d8b2
+# %% ../nbs/02_model.ipynb #8ac05855
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _fit(model, weights, source, dtype=torch.float32):
@@ -866,7 +874,7 @@ def _find(name, revision=None):
     if str(name).count('/') == 1 and not str(name).startswith(('/', '.', '~')): return _fetch(str(name), revision)
     raise FileNotFoundError(f"no checkpoint {str(name)[:80]!r}: expected a folder, a Hub name such as 'state-spaces/mamba-370m', or one of the bundled {sorted(bundled)}")
 
-# %% ../nbs/02_model.ipynb #f6979578
+# %% ../nbs/02_model.ipynb #6d6a41c6
 def _usable(device):
     "A device on which tensors can be made."
     try: torch.zeros(1, device=device)
@@ -914,7 +922,7 @@ def save(
 
 Mamba.load, Mamba.save = staticmethod(load), save
 
-# %% ../nbs/02_model.ipynb #bf61cf8a
+# %% ../nbs/02_model.ipynb #98bc23ae
 _TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'vocab.json'
 
 def _read_tokenizer(source, vocab_size):
@@ -988,7 +996,7 @@ def _picker(tokens, n, temperature, seed):
 
 Mamba.generate = generate
 
-# %% ../nbs/02_model.ipynb #1d054adc
+# %% ../nbs/02_model.ipynb #e740abe5
 def fingerprint(
     model, # A `Mamba`, or anything with `config` and `named_parameters()`
 )->str:    # 16 hexadecimal digits; the same for a float64 copy of float32 weights

@@ -296,3 +296,320 @@ def test_saved_type(tmp_path):
     before = model.config.to_dict()
     model.save(tmp_path/'two')
     assert model.config.to_dict() == before and tuple(config_of(tmp_path/'two').time_step_limit) == (.01, math.inf)
+
+# tokenizers
+
+def word_tokenizer(n=10):
+    "A tokenizer of n words."
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    inner = Tokenizer(models.WordLevel({'<unk>': 0, **{f'w{i}': i for i in range(1, n)}}, unk_token='<unk>'))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token='<unk>')
+
+@pytest.mark.parametrize('file,data', [('tokenizer.json', o) for o in (b'', b'{', b'null', b'[]', b'3', b'\xff\xfe\0', b'{}', b'{"version": "1.0"}', b'{"model": null}')]
+    + [('tokenizer_config.json', o) for o in (b'{', b'[1]', b'\xff')], ids=str)
+def test_tokenizer_files(tmp_path, file, data):
+    "checkpoint_variants: a damaged tokenizer is told as such, by reading and by saving, and can be set aside."
+    model = Mamba.tiny()
+    model.tokenizer = word_tokenizer()
+    model.save(tmp_path)
+    assert Mamba.load(tmp_path).tokenizer.encode('w3 w4') == [3, 4]
+    (tmp_path/file).write_bytes(data)
+    model = Mamba.load(tmp_path)
+    with says('tokenizer', str(tmp_path)): model.tokenizer
+    with says('tokenizer', str(tmp_path)): model.save(tmp_path/'again')
+    assert not (tmp_path/'again').exists()
+    model.tokenizer = None
+    assert model.tokenizer is None
+    model.save(tmp_path/'again')
+    assert Mamba.load(tmp_path/'again').tokenizer is None
+
+def test_tokenizers_that_do_not_fit(tmp_path):
+    "checkpoint_variants: one that is larger than the model, and one of which only the settings are there."
+    model = Mamba.tiny()
+    model.tokenizer = word_tokenizer(70)
+    model.save(tmp_path)
+    with says('70 tokens', '61'): Mamba.load(tmp_path).tokenizer
+    (tmp_path/'tokenizer.json').unlink()
+    with says('tokenizer_config.json', 'tokenizer.json'): Mamba.load(tmp_path).tokenizer
+
+def test_save_asks_no_server(tmp_path, monkeypatch):
+    "checkpoint_variants: a released vocabulary without a tokenizer is saved without one; asked for, it is one sentence offline."
+    model = Mamba.tiny(vocab_size=50280, hidden_size=16, num_hidden_layers=1)
+    model.save(tmp_path)
+    def ask(*args, **kwargs): raise OSError('offline')
+    monkeypatch.setattr(transformers.AutoTokenizer, 'from_pretrained', ask)
+    found = Mamba.load(tmp_path)
+    found.save(tmp_path/'again')
+    assert (tmp_path/'again/model.safetensors').exists()
+    with says('gpt-neox-20b'): found.tokenizer
+
+# saving
+
+def killed(work):
+    "Do `work` in a child process that may kill itself; whether it was killed."
+    child = os.fork()
+    if not child:
+        try: work()
+        finally: os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+@pytest.mark.parametrize('at', range(1, 8))
+def test_save_is_one_step(tmp_path, at):
+    "kill_between_files: killed at any rename, the folder holds the old model or the new one, with its own configuration."
+    old, new = Mamba.tiny(seed=1), Mamba.tiny(seed=2, num_hidden_layers=4)
+    old.tokenizer, new.tokenizer = word_tokenizer(10), word_tokenizer(12)
+    old.save(tmp_path)
+    def work():
+        seen, real = [], os.replace
+        def replace(a, b):
+            real(a, b)
+            seen.append(b)
+            if len(seen) == at: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = replace
+        new.save(tmp_path)
+    killed(work)
+    found = Mamba.load(tmp_path)
+    assert fingerprint(found) in (fingerprint(old), fingerprint(new))
+    assert len(found.tokenizer) == (10 if fingerprint(found) == fingerprint(old) else 12)
+
+def test_save_killed_in_a_file(tmp_path, monkeypatch):
+    "kill_between_files: killed while the weights are written, or just after, the old model is whole."
+    import safetensors.torch
+    old = Mamba.tiny(seed=1)
+    old.save(tmp_path)
+    for whole in (True, False):
+        def work():
+            real = safetensors.torch.save_file
+            def write(tensors, path, **options):
+                real(tensors, path, **options)
+                if not whole: os.truncate(path, 1000)
+                os.kill(os.getpid(), signal.SIGKILL)
+            safetensors.torch.save_file = write
+            Mamba.tiny(seed=2, num_hidden_layers=4).save(tmp_path)
+        assert killed(work) and fingerprint(Mamba.load(tmp_path)) == fingerprint(old)
+    Mamba.tiny(seed=2).save(tmp_path)
+    assert fingerprint(Mamba.load(tmp_path)) == fingerprint(Mamba.tiny(seed=2))
+
+def test_save_where_there_is_no_room(tmp_path, monkeypatch):
+    "disk_full: a full disk is told before anything is written, a folder that cannot be written in one sentence; the old model stays."
+    import shutil
+    old = Mamba.tiny(seed=1)
+    old.save(tmp_path/'m')
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage._replace(free=10_000))
+    with says(str(tmp_path/'m'), 'room'): Mamba.tiny(seed=2).save(tmp_path/'m')
+    monkeypatch.undo()
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with says(str(tmp_path/'m'), 'No space left'): Mamba.tiny(seed=2).save(tmp_path/'m')
+    monkeypatch.undo()
+    assert fingerprint(Mamba.load(tmp_path/'m')) == fingerprint(old)
+    (tmp_path/'file').write_text('x')
+    for wrong in (tmp_path/'file', '/proc/none', '', None, 3):
+        with says(): old.save(wrong)
+
+# prompts of unequal length
+
+@pytest.mark.parametrize('kind', [1, 2])
+@pytest.mark.parametrize('options', [{}, dict(use_bias=True), dict(use_conv_bias=False, conv_kernel=2), dict(residual_in_fp32=False)], ids=str)
+def test_padded_prompts(kind, options):
+    "unequal_prompts: in a padded batch each prompt gets what it gets alone, whatever fills it up, at every site and in every continuation."
+    model = Mamba.tiny(kind=kind, seed=4, **options).double().requires_grad_(False)
+    for p in model.parameters(): p += .2*torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype)
+    prompts = [ids(n, seed=n) for n in (1, 2, 5, 9)]
+    for pad in (0, 17):
+        tokens, mask = left_pad(prompts, pad)
+        logits, grown = model(tokens, attention_mask=mask), model.generate(tokens, 4, attention_mask=mask)
+        stepwise = model(tokens, {s: (lambda v: v + 0) for s in model.sites('*.state')}, attention_mask=mask)
+        seen = record(model, tokens, ['1.resid', '1.state', 'final_norm'], attention_mask=mask)
+        for row, prompt in enumerate(prompts):
+            alone, n = model(prompt[None])[0], len(prompt)
+            assert (logits[row, -n:] - alone).abs().max() < 1e-11 and (stepwise[row, -n:] - alone).abs().max() < 1e-11
+            assert torch.equal(grown[row, -4:], model.generate(prompt[None], 4)[0, -4:])
+            for site, value in record(model, prompt[None], list(seen)).items(): assert (seen[site][row, -n:] - value[0]).abs().max() < 1e-11
+    assert (model(tokens, at=-1)[0] - logits[0, -1]).abs().max() > 1e-6
+
+def test_masks(model):
+    "unequal_prompts: masks that mean nothing, padding after a prompt, and a warning where nobody masked."
+    x = ids(2, 6)
+    for mask in (torch.ones(2, 5), torch.zeros(2, 6), torch.full((2, 6), 2), torch.tensor([[1, 0, 1, 1, 1, 1], [1]*6]), 'left', torch.full((2, 6), math.nan)):
+        with says('mask'): model(x, attention_mask=mask)
+    right = torch.tensor([[1, 1, 1, 0, 0, 0], [1]*6])
+    assert (model(x, attention_mask=right)[0, :3] - model(x[:1, :3])[0]).abs().max() < 1e-12
+    with says('on the left'): model.generate(x, 2, attention_mask=right)
+    tokens, mask = left_pad([[5, 6], [1, 2, 3, 4, 5, 6]])
+    with pytest.warns(UserWarning, match='left_pad'): model(tokens)
+    with warnings.catch_warnings(action='error'):
+        model(tokens, attention_mask=mask)
+        model(torch.cat([torch.zeros(3, 1, dtype=torch.long), ids(3, 4)], 1))   # a mark of the beginning is no padding
+    for wrong in ([], [[]], [[1], []]):
+        with says('prompt'): left_pad(wrong)
+
+SMALL = dict(vocab_size=61, hidden_size=16, num_hidden_layers=2, pad_token_id=0)
+
+def adapted(name, **config):
+    torch.manual_seed(1)
+    inner = getattr(transformers, f'{name}ForCausalLM')(getattr(transformers, f'{name}Config')(**SMALL | config)).eval()
+    for p in inner.parameters(): p.data.add_(.1*torch.randn_like(p))
+    return Adapter(inner)
+
+@pytest.mark.parametrize('name,config,exact', [('Mamba', dict(state_size=4), True), ('Mamba', dict(state_size=4, use_bias=True), False), ('Mamba2', dict(num_heads=4, head_dim=8, n_groups=2, state_size=4), True), ('FalconMamba', dict(state_size=4), True),
+    ('GPTNeoX', dict(num_attention_heads=2, intermediate_size=24), True)], ids=str)
+def test_padded_prompts_in_an_adapter(name, config, exact):
+    "unequal_prompts: an adapter hands the mask on where that leaves a prompt as if it were alone, and refuses it elsewhere."
+    adapter = adapted(name, **config)
+    tokens, mask = left_pad([ids(4), ids(7)])
+    with torch.no_grad():
+        if not exact:
+            with says(f'{name}ForCausalLM', 'one length'): adapter(tokens, attention_mask=mask)
+            with says(f'{name}ForCausalLM', 'one length'): adapter.generate(tokens, attention_mask=mask)
+            return
+        alone = adapter(ids(1, 4), at=-1)[0]
+        assert ((adapter(tokens, at=-1, attention_mask=mask)[0] - alone).norm()/alone.norm()) < 1e-5
+        assert torch.equal(adapter.generate(tokens, 3, attention_mask=mask)[0, -3:], adapter.generate(ids(1, 4), 3)[0, -3:])
+
+# generation with taps
+
+def by_definition(model, x, n, edits):
+    "Generate by one whole run for each new token; `edits` are (site, tokens, function), tokens of the final text."
+    edits = [(Site.parse(s), tokens, f) for s, tokens, f in edits]
+    for _ in range(n):
+        taps = {}
+        for site, tokens, f in edits:
+            here = [t for t in tokens if t < x.shape[1]]
+            if site.name == 'state': taps |= {site._replace(pos=t): f for t in here}
+            else:
+                def put(v, here=here, f=f):
+                    v = v.clone()
+                    v[:, here] = f(v[:, here])
+                    return v
+                taps[site] = put
+        x = torch.cat([x, model(x, taps)[:, -1].argmax(-1, keepdim=True)], 1)
+    return x
+
+@pytest.mark.parametrize('kind', [1, 2])
+def test_generate_with_taps(kind):
+    "generate_prompt_tap: the text equals that of whole runs with the same taps, tokens counted in the whole text."
+    model = Mamba.tiny(kind=kind, seed=3).double().requires_grad_(False)
+    for p in model.parameters(): p += .2*torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype)
+    x, d = ids(2, 8), torch.ones(24, dtype=torch.float64)
+    add, everywhere = (lambda v: v + 3*d), range(99)
+    for taps, edits in ((steer('1.resid', d, 3., at=3), [('1.resid', [3], add)]), (steer('1.resid', d, 3., at=-1), [('1.resid', [7], add)]), (steer('1.resid', d, 3.), [('1.resid', everywhere, add)]),
+        (steer('1.resid', d, 3., at=[0, 9, 11]), [('1.resid', [0, 9, 11], add)]), ({'1.state@5': torch.zeros_like}, [('1.state', [5], torch.zeros_like)]), ({'1.state@10': torch.neg}, [('1.state', [10], torch.neg)]),
+        ({'1.state': torch.neg}, [('1.state', everywhere, torch.neg)]), ({'1.state@-2': torch.neg}, [('1.state', [6], torch.neg)]), ({'0.conv': torch.neg}, [('0.conv', everywhere, torch.neg)]),
+        ({'embed': Tap('negate', torch.neg, at=[2, 8])}, [('embed', [2, 8], torch.neg)]), ({'final_resid': Tap('add', add, at=[7, 9])}, [('final_resid', [7, 9], add)]),
+        (replace({'1.resid': torch.zeros(2, 8, 24)}, at=3), [('1.resid', [3], torch.zeros_like)]), (replace({'1.resid': torch.zeros(2, 8, 24)}), [('1.resid', range(8), torch.zeros_like)]),
+        (replace({'1.resid': torch.zeros(2, 13, 24)}), [('1.resid', everywhere, torch.zeros_like)]), (ablate(model, '0.u', at=[1, 9]), [('0.u', [1, 9], torch.zeros_like)]),
+        (chain(steer('1.resid', d, 3., at=3), steer('1.resid', d, 3., at=9), {'0.z': torch.neg}), [('1.resid', [3, 9], add), ('0.z', everywhere, torch.neg)])):
+        assert torch.equal(model.generate(x, 6, taps=taps), by_definition(model, x, 6, edits)), edits[0][:2]
+    each = steer('1.resid', d, 3., at=torch.tensor([3, -1]))
+    for row, at in ((0, 3), (1, 7)): assert torch.equal(model.generate(x, 6, taps=each)[row], by_definition(model, x, 6, [('1.resid', [at], add)])[row])
+    with says('at is 13', '0 to 12'): model.generate(x, 6, taps=steer('1.resid', d, at=13))
+    with says('at is -9'): model.generate(x, 6, taps=steer('1.resid', d, at=-9))
+
+def test_adapter_generates_with_taps():
+    "generate_prompt_tap: an adapter generates by the same rule as the model that it holds."
+    adapter = adapted('Mamba', state_size=4)
+    mine = Mamba(adapter.config).requires_grad_(False)
+    mine.load_state_dict(M.from_checkpoint(adapter.inner.state_dict()))
+    for taps in (None, steer('1.resid', torch.ones(16), 3., at=-1), steer('1.resid', torch.ones(16), 3., at=[2, 8]), {'0.block_out': torch.neg}):
+        assert torch.equal(adapter.generate(ids(2, 7), 4, taps=taps), mine.generate(ids(2, 7), 4, taps=taps))
+    with says('the run has tokens'): adapter(ids(2, 7), at=7)
+    with says('-1'): adapter.generate(ids(2, 7), -1)
+
+# taps
+
+def test_recorded_after_its_tap(model):
+    "Spec: an edited state is recorded as edited, whatever names the tap and the recording have."
+    x = ids(2, 7)
+    plain = record(model, x, '1.state')[Site('state', 1)]
+    for taps in ({'1.state@4': torch.neg}, {'1.state@-3': torch.neg}, {Site('state', 1): torch.zeros_like, Site('state', 1, 4): lambda v: v + 1}, {Site('state', 1, 4): lambda v: v + 1, Site('state', 1): torch.zeros_like}):
+        whole, one = record(model, x, '1.state', taps)[Site('state', 1)], record(model, x, '1.state@4', taps)[Site('state', 1, 4)]
+        want = dict(neg=-plain[:, 4]).get('neg') if len(taps) == 1 else torch.full_like(one, 1. if next(iter(taps)).pos is None else 0.)
+        assert torch.equal(whole[:, 4], one) and (one - want).abs().max() < 1e-12
+    order = chain({'1.state': torch.zeros_like}, {'1.state@4': lambda v: v + 1}, {'1.state': lambda v: 2*v})
+    assert (record(model, x, '1.state', order)[Site('state', 1)][:, 4] - 2).abs().max() < 1e-12
+
+def test_record_leaves_out_what_is_formed_on_request(model, model2):
+    "record_all_default: by default, nothing that a model forms only when asked; by name, all of it; and never more than fits."
+    for m in (model, model2):
+        assert {s.name for s in m.sites()} - {s.name for s in record(m, ids(2, 5))} == {'attention', 'conv_lag', 'state'} == {s.name for s in m.sites()} - {s.name for s in record(m, ids(2, 5), '*')}
+        assert set(record(m, ids(2, 5), m.sites())) == set(m.sites()) and Site('attention', 1) in record(m, ids(2, 5), '*.attention')
+        for site, value in record(m, ids(2, 5), m.sites()).items(): assert m.bytes_at(site, (2, 5)) == value.numel()*8
+    with says('bytes', 'recording'): record(model, ids(1, 8).expand(3000, 8).repeat(1, 500), '*.attention')
+
+def test_mean_over_prompts_that_have_the_token(model):
+    "mean_over_padding: what fills up a shorter prompt makes no difference to its mean."
+    end, length = torch.tensor([3, 6, 6]), 9
+    x, gone = ids(3, length), torch.arange(length) > end[:, None]
+    taps = [ablate(model, ['1.resid', '0.u', '2.state'], 'mean', x.masked_fill(gone, fill), end=e) for fill, e in ((0, end), (17, end), (17, [3, -3, 6]))]
+    outs = [model(x, o)[:, :7] for o in taps]
+    assert (outs[0] - outs[1]).abs().max() < 1e-12 and (outs[0] - outs[2]).abs().max() < 1e-12
+    value = torch.randn(3, length, 4, 2)
+    mean = mean_over_prompts(value, end)[0]
+    for t in range(length):
+        have = [row for row in range(3) if t <= end[row]] or range(3)
+        assert (mean[t] - sum(value[row, t] for row in have)/len(have)).abs().max() < 1e-6
+    for wrong in (torch.tensor([3, 6]), torch.tensor([3, 6, 9]), 4):
+        with says('end'): mean_over_prompts(value, wrong)
+
+@pytest.mark.parametrize('call', [lambda m: steer('1.resid', torch.ones(7)), lambda m: steer('1.resid', torch.full((24,), math.nan)), lambda m: steer('1.resid', torch.ones(24), math.inf), lambda m: steer('1.rsid', torch.ones(24)),
+    lambda m: replace({'1.resid': torch.ones(2, 6, 24)}), lambda m: replace({'1.resid': 3}), lambda m: ablate(m, '1.x', 'noise'), lambda m: ablate(m, '1.x', 'mean'), lambda m: ablate(m, '1.x', 'resample', 'text'), lambda m: ablate(m, 3)])
+def test_interventions(model, call):
+    "Interventions that cannot be meant."
+    with says(): model(ids(2, 7), call(model))
+
+def test_sites_as_text(model):
+    "A site as text is accepted wherever a Site is."
+    x, value = ids(2, 7), torch.zeros(2, 7, 24, dtype=torch.float64)
+    for taps in ({'1.resid': torch.zeros_like}, replace({'1.resid': value}), chain({'1.resid': torch.zeros_like}, {Site('resid', 1): torch.neg})): assert torch.equal(model(x, taps), model(x, {Site('resid', 1): torch.zeros_like}))
+    for wrong in ('', '@', '1.', '.conv', '1.conv@', '1.state@', '1.state@x', '².conv', '9'*5000 + '.conv', None, 3, ('conv', 1)):
+        with says(): Site.parse(wrong)
+    with says('closest'): match_sites(None, model.sites())
+
+# adapters
+
+def test_adapter_by_name(tmp_path):
+    "adapter_by_name: a folder opens as the model in it, with its tokenizer, with one's own, and without."
+    for i, name in enumerate(('FalconMamba', 'GPTNeoX')):
+        inner = adapted(name, **(dict(state_size=4) if name == 'FalconMamba' else dict(num_attention_heads=2, intermediate_size=24))).inner
+        folder = tmp_path/str(i)
+        inner.save_pretrained(folder)
+        with torch.no_grad():
+            want = inner(ids(2, 7), use_cache=False).logits
+            assert Adapter(str(folder)).tokenizer is None and (Adapter(folder)(ids(2, 7)) - want).abs().max() < 1e-6
+            own = word_tokenizer()
+            assert Adapter(folder, own).tokenizer is own and (Adapter(folder, own)(ids(2, 7)) - want).abs().max() < 1e-6
+            own.save_pretrained(folder)
+            assert Adapter(folder).tokenizer.encode('w3 w4') == [3, 4]
+    (folder/'tokenizer.json').write_text('null')
+    with says('tokenizer', str(folder)): Adapter(folder)
+    (folder/'config.json').write_text('[1]')
+    with says(str(folder)): Adapter(folder)
+
+def test_what_is_no_adapter(model):
+    "adapter_circuits: what an adapter cannot hold."
+    for wrong in (None, 3, torch.nn.Linear(2, 2), model):
+        with says(): Adapter(wrong)
+
+# fingerprints
+
+def test_fingerprints(model):
+    "A fingerprint is kept, notices every change of a weight, and tells Mamba-2's limits apart."
+    first = fingerprint(model)
+    with torch.no_grad(): model.layers[2].in_proj.weight[3, 4] += 1
+    second = fingerprint(model)
+    model.layers[2].in_proj.weight.data[3, 4] -= 1
+    assert fingerprint(model) not in (second,) and first != second
+    model.load_state_dict(Mamba.tiny(seed=3).state_dict())
+    assert fingerprint(model) == first == fingerprint(Mamba.tiny(seed=3)) == fingerprint(copy.deepcopy(model))
+    with torch.inference_mode(): assert fingerprint(copy.deepcopy(model)) == first
+    two = [Mamba.tiny(kind=2, time_step_limit=o) for o in ((0., math.inf), (.01, .2))]
+    assert fingerprint(two[0]) == fingerprint(Mamba.tiny(kind=2)) != fingerprint(two[1])
+    assert fingerprint(Mamba.load('house')) == '239fd510ab201d11'
+
+def test_memory_is_told():
+    "record_all_default: more memory than there is is told in bytes, before it is taken."
+    with says('tables take' if False else '1,000,000,000,000,000,000 bytes', 'a table'): enough_memory(10**18, 'a table')
+    enough_memory(10, 'a table')
