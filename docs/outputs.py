@@ -29,6 +29,10 @@ def unit(said):
     digits, _, exponent = said.lower().rstrip(' %').partition('e')
     return 10.**(int(exponent or 0) - len(digits.partition('.')[2])) if measured(said) else 0.
 
+def last_place(*said):
+    "The smallest unit of some printed numbers; some formats leave out zeros at the end, so one of them may show fewer digits."
+    return min((o for o in map(unit, said) if o), default=0.)
+
 def agree(a, b, place=0., scale=0., within=0.):
     "Are two numbers the same to rounding? `place` is a unit of the last place, `scale` the largest number beside them, `within` what the page allows."
     if not (isfinite(a) and isfinite(b)): return str(a) == str(b)
@@ -76,13 +80,13 @@ def numbers_agree(x, y, scale, within):
     a, b = value(x), value(y)
     size = max(abs(a), abs(b))
     scale = max(scale/100, min(scale, size*50)) if measured(x) and isfinite(size) else 0.
-    return agree(a, b, max(unit(x), unit(y)), scale, within)
+    return agree(a, b, last_place(x, y), scale, within)
 
 def intervals_agree(text, a, b):
     "The same for `value [low, high]`, judged by the interval's width."
     if number.sub('#', text).split() != ['#', '[#,', '#]']: return False
     (value_a, low_a, high_a), (value_b, low_b, high_b) = map(value, a), map(value, b)
-    place, width = max(map(unit, a + b)), min(high_a - low_a, high_b - low_b)
+    place, width = last_place(*a, *b), min(high_a - low_a, high_b - low_b)
     margin = max(MARGIN*width, 1.01*place if place <= 2*MARGIN*width else 0)
     near = lambda p, q: abs(p-q) <= max(margin, CLOSE*max(abs(p), abs(q)))
     return near(value_a, value_b) and near(low_a, low_b) and near(high_a, high_b)
@@ -195,7 +199,7 @@ class Scales:
         group = self.group(path)
         if self.logarithmic(group): return agree(a, b, within=max(within, DIGIT))
         largest = self.largest[group]
-        return agree(a, b, max(unit(repr(a)), unit(repr(b))), largest, within) or abs(a-b) <= max(within*largest, self.margins.get(path, 0))
+        return agree(a, b, last_place(repr(a), repr(b)), largest, within) or abs(a-b) <= max(within*largest, self.margins.get(path, 0))
 
 def figure_difference(old, new, within=0., path=(), scales=None):
     "The first difference between two figures' data, or None; each number is judged on the scale it is drawn on."

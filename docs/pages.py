@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from docs.outputs import PLOTLY, WIDGET, cell_difference
+from mamba_interp.files import write_file
 
 root = Path(__file__).resolve().parent.parent
 nbs, built = root/'nbs', root/'_build'/'pages'
@@ -55,8 +56,8 @@ def kernel_env(threads=1):
     return dict(memory, **os.environ) | dict(OMP_NUM_THREADS=str(threads), PLOTLY_RENDERER='plotly_mimetype', JUPYTER_PREFER_ENV_PATH='1',
         TQDM_DISABLE='1', **({} if os.getenv('HF_HUB_OFFLINE') else offline))
 
-def run(page, flags=(), threads=1, timeout=1800, say=None):
-    "Execute `page` in a clean kernel, from top to bottom, into `_build/pages`; cells with a flag not in `flags` keep their outputs; `say` hears of slow progress."
+def run(page, flags=(), threads=1, timeout=1800, say=None, env={}, into=built):
+    "Execute `page` in a clean kernel, from top to bottom, `into` a folder; cells with a flag not in `flags` keep their outputs; `say` hears of slow progress; `env` is added to the environment."
     nb, start = read(page), time.time()
     last = start
     def tick(cell, cell_index):
@@ -66,14 +67,14 @@ def run(page, flags=(), threads=1, timeout=1800, say=None):
     for c in nb.cells:
         if skipped(c, flags): c.metadata['tags'] = ['skip-execution']
     client = NotebookClient(nb, extra_arguments=['--log-level=ERROR'], timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(nbs))), record_timing=False, on_cell_start=tick)
-    try: client.execute(env=kernel_env(threads))
+    try: client.execute(env=kernel_env(threads) | env)
     except CellExecutionError as e:
         bad = next(i for i,c in enumerate(nb.cells) if any(o.output_type == 'error' for o in c.get('outputs', [])))
         raise RuntimeError(re.sub(r'\x1b\[[0-9;]*m', '', f'{page}, cell {bad} ({nb.cells[bad].id}):\n{e}')) from None
     for c in nb.cells: c.metadata.pop('tags', None)
     nb.metadata['run'] = dict(key=source, seconds=round(time.time()-start, 1))
-    built.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nb, built/f'{page}.ipynb')
+    into.mkdir(parents=True, exist_ok=True)
+    write_file(into/f'{page}.ipynb', nbformat.writes(nb)+'\n')
     return nb
 
 def latest(page):
@@ -91,7 +92,7 @@ def save(page, nb):
         for o in c.outputs:
             if 'execution_count' in o: o.execution_count = None
     nb.metadata = {'kernelspec': dict(display_name='python3', language='python', name='python3')}
-    (nbs/f'{page}.ipynb').write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)+'\n')
+    write_file(nbs/f'{page}.ipynb', json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)+'\n')
 
 # --- comparing outputs -----------------------------------------------------------------------------------------
 

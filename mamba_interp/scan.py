@@ -231,19 +231,26 @@ def _run(*command):
     "What a program prints; its messages in English, and it may take two minutes."
     return subprocess.run(command, capture_output=True, text=True, errors='replace', check=True, timeout=120, env=os.environ | dict(LC_ALL='C')).stdout
 
+def _read(path):
+    try: return path.read_bytes()
+    except OSError: return b''
+
+def _sum(path): return hashlib.sha256(_read(path)).hexdigest().encode()
+
 def _library(
     cc:tuple,       # The compiler and its own arguments
     kind:tuple,     # Its flags beside `_flags`
-    afresh=False,   # Build even if the cache has it
-)->tuple[Path,bool]: # The shared library, and whether it was built now
-    "Build `_scan.c` unless the cache has it, so that no one loads half a file."
+)->Path:            # The shared library
+    "Build `_scan.c` unless the cache has it whole: loading a damaged library can end the process."
     parts = [_source.read_text(), *_flags, *kind, *cc, _run(*cc, '--version'), *_processor()]
     path = _cache()/f"scan_{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
-    if path.exists() and not afresh: return path, False
+    if _sum(path) == _read(path.with_suffix('.sum')): return path
     writable(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
         _run(*cc, *_flags, *kind, str(_source), '-o', f'{tmp}/scan.so')
-        return write_file(path, Path(tmp, 'scan.so').read_bytes()), True
+        write_file(path, Path(tmp, 'scan.so').read_bytes())
+    write_file(path.with_suffix('.sum'), _sum(path))
+    return path
 
 # %% ../nbs/01_scan.ipynb #59bdc993
 def _call(lib, name, tensors, numbers):
@@ -316,12 +323,7 @@ def _compilers():
 
 def _attempt(cc, kind):
     "The library built by `cc` with `kind`, and '', or None and the reason why there is none."
-    try:
-        path, new = _library(cc, kind)
-        try: return _loaded(path), ''
-        except (OSError, AttributeError):
-            if new: raise
-            return _loaded(_library(cc, kind, afresh=True)[0]), ''
+    try: return _loaded(_library(cc, kind)), ''
     except subprocess.CalledProcessError as e: return None, f"{cc[0]} failed: {next(iter((e.stderr or '').splitlines()), e)}"
     except (OSError, RuntimeError, AttributeError, subprocess.TimeoutExpired) as e: return None, str(e)
 
