@@ -37,10 +37,13 @@ class KneserNey:
         vocab:int,   # Number of possible tokens
     ):
         order,vocab = whole_number(order,'order'),whole_number(vocab,'vocab')
-        if vocab**order>=2**63: raise ValueError(f'{order}-grams of {vocab} tokens do not fit 63 bits; the largest order is {next(n for n in range(63) if vocab**(n+1)>=2**63)}')
+        if vocab**order>=2**63: raise ValueError(
+            f'{order}-grams of {vocab} tokens do not fit 63 bits; the largest order is '
+            f'{next(n for n in range(63) if vocab**(n+1)>=2**63)}')
         if len(stream)<order: raise ValueError(f'a stream of {len(stream)} tokens has no {order}-gram')
         low,high = int(min(stream)),int(max(stream))
-        if low<0 or high>=vocab: raise ValueError(f'the stream has token ids from {low} to {high}, expected 0 to {vocab-1}')
+        if low<0 or high>=vocab: raise ValueError(
+            f'the stream has token ids from {low} to {high}, expected 0 to {vocab-1}')
         self.order,self.vocab,self.levels = order,vocab,[]
         keys,counts = np.unique(self.grams(stream), return_counts=True)
         for n in range(order,0,-1):
@@ -194,7 +197,9 @@ class Sentences:
         form = self.forms[bisect_right(self.cum,rng.random()*self.cum[-1])]
         drawn = (rng.sample(self.names,len(form.names)) for _ in range(TRIES))
         names = next((o for o in drawn if self._allowed(form,o)),None)
-        if names is None: raise ValueError(f'in {TRIES:,} draws no {len(form.names)} names were allowed together: {len(self.no_pair)//2:,} pairs and {len(self.no_answer)} answers are held out')
+        if names is None: raise ValueError(
+            f'in {TRIES:,} draws no {len(form.names)} names were allowed together: {len(self.no_pair)//2:,} '
+            f'pairs and {len(self.no_answer)} answers are held out')
         fill = dict(zip(form.names,names)); (fill['P'],fill['R']),(fill['O'],fill['Q']) = rng.sample(self.places,2),rng.sample(self.objects,2)
         get = fill.get
         return [get(o,o) for o in (form.first if first else form.later)]
@@ -206,7 +211,8 @@ class Sentences:
         row = [self.bos]
         whole_number(length,'length',10)
         if self.text is not None and rng.random()<.2:
-            if len(self.text)<=length//2: raise ValueError(f'the text has {len(self.text)} tokens, expected more than {length//2}, half a row')
+            if len(self.text)<=length//2: raise ValueError(
+                f'the text has {len(self.text)} tokens, expected more than {length//2}, half a row')
             n = rng.randrange(4,length//2); o = rng.randrange(len(self.text)-n); row += self.text[o:o+n].tolist()
         while len(row)<length:
             first = row[-1]==self.bos
@@ -252,9 +258,13 @@ def ioi_held_out(
     rng,prompts,idle = random.Random(f"{kind} {whole_number(seed,'seed',0)}"),[],0
     templates = {m:[o for o in t if (o in hold.templates)==(kind=='templates')] for m,t in ((3,THREE_NAMES),(2,TWO_NAMES))}
     for m,o in templates.items():
-        if not o: raise ValueError(f"no template with {m} names is {'held out' if kind=='templates' else 'left'}, so there are no prompts of kind {kind!r}")
+        if not o: raise ValueError(
+            f"no template with {m} names is {'held out' if kind=='templates' else 'left'}, so there are no "
+            f"prompts of kind {kind!r}")
     while len(prompts)<whole_number(n,'n'):
-        if (idle := idle+1)>TRIES: raise ValueError(f'in {TRIES:,} draws no prompt was of kind {kind!r}: {len(hold.pairs):,} pairs and {len(hold.answers)} answers are held out')
+        if (idle := idle+1)>TRIES: raise ValueError(
+            f'in {TRIES:,} draws no prompt was of kind {kind!r}: {len(hold.pairs):,} pairs and '
+            f'{len(hold.answers)} answers are held out')
         m = 2+(len(prompts)+1)%2
         order,template = rng.choice(_ORDERS[m]),rng.choice(templates[m])
         names = dict(zip('ABC',rng.sample(NAMES,m))); clean = tuple(names[o] for o in order)
@@ -310,7 +320,8 @@ def copying_scores(
 )->torch.Tensor:   # (n) share of the second pass predicted, from its second token on
     "How well a random segment is copied when it comes again."
     pool,rng = list(pool),random.Random(whole_number(seed,'seed',0))
-    if len(pool)<whole_number(length,'length',2): raise ValueError(f'the pool has {len(pool)} tokens, expected at least length = {length}')
+    if len(pool)<whole_number(length,'length',2): raise ValueError(
+        f'the pool has {len(pool)} tokens, expected at least length = {length}')
     rows = torch.tensor([[0] + s + s for s in (rng.sample(pool, length) for _ in range(whole_number(n,'n')))])
     return (model(rows[:, :-1]).argmax(-1)[:, length+1:] == rows[:, length+2:]).float().mean(1)
 
@@ -323,7 +334,8 @@ def text_losses(
 )->np.ndarray:      # (n-1) nats
     "The loss of every token of a stream, each read with what its window holds before it."
     tokens = torch.from_numpy(np.asarray(stream).astype(np.int64))
-    if tokens.ndim != 1 or len(tokens) < 2: raise ValueError(f'the stream has shape {tuple(tokens.shape)}, expected (n) token ids, two or more')
+    if tokens.ndim != 1 or len(tokens) < 2: raise ValueError(
+        f'the stream has shape {tuple(tokens.shape)}, expected (n) token ids, two or more')
     window, batch, losses = whole_number(window, 'window'), whole_number(batch, 'batch'), []
     for part in tokens[:-1].split(window*batch):
         start = sum(map(len, losses))

@@ -7,7 +7,7 @@ __all__ = ['SHARE', 'LEAST', 'SMALL', 'numbers', 'informative', 'rounded', 'at_l
            'resample', 'mean_estimate', 'jackknife', 'Resampling', 'nested_estimate', 'paired_estimate', 'paired_test',
            'mcnemar', 'holm', 'AgainstRandom', 'against_random', 'effect_size', 'detectable']
 
-# %% ../nbs/00_statistics.ipynb #b3a4f24a
+# %% ../nbs/00_statistics.ipynb #b65b779f
 import math
 from dataclasses import dataclass
 from dataclasses import replace as _with
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from .checks import one_of, real_number, whole_number
 
-# %% ../nbs/00_statistics.ipynb #a2403644
+# %% ../nbs/00_statistics.ipynb #605a7034
 def numbers(
     values,             # Tensor, array or list
     name:str='values',  # What they are, for the sentence
@@ -56,7 +56,7 @@ def _constant(values):
     "(…) Do the rows of `values` (n …) agree to rounding?"
     return np.ptp(values, 0) <= 1e-12*abs(values).max(0)
 
-# %% ../nbs/00_statistics.ipynb #d6916ae5
+# %% ../nbs/00_statistics.ipynb #db051571
 def rounded(
     value:float, # Any number
     doubt:float, # Half the width of its interval; 0 or NaN for none known
@@ -74,7 +74,7 @@ def rounded(
     said = f'{round(value, places):,.{max(0, places)}f}'
     return said[1:] if said.startswith('-') and not said.strip('-0.,') else said
 
-# %% ../nbs/00_statistics.ipynb #763818f8
+# %% ../nbs/00_statistics.ipynb #5ee4d3e4
 def _bound(value, digits, down):
     value, digits = real_number(value, 'value'), whole_number(digits, 'digits')
     if value == 0: return '0'
@@ -98,7 +98,7 @@ def at_most(
     "Print an upper bound: the number rounded up."
     return _bound(value, digits, False)
 
-# %% ../nbs/00_statistics.ipynb #e151d995
+# %% ../nbs/00_statistics.ipynb #665deb5a
 SHARE = 'Clopper–Pearson'
 
 def _text(value, low, high, most):
@@ -141,7 +141,7 @@ class Estimate:
         how = '' if self.setting is None else f', seed {self.seed}; {self.setting}'
         return f'{many} numbers (n={self.n}{how})' if many else f'{self.text()} (n={self.n}{how})'
 
-# %% ../nbs/00_statistics.ipynb #43624a5d
+# %% ../nbs/00_statistics.ipynb #97cec7a3
 LEAST = 5  # Independent prompts that an interval needs
 SMALL = 15 # Below these, Student's t is the least
 
@@ -161,7 +161,7 @@ def share_estimate(
     high = np.where(count == n, 1, beta.ppf(1 - tail, count + 1, np.maximum(n - count, 1e-9)))
     return Estimate(count/n, low[()], high[()], n, coverage=coverage, method=SHARE)
 
-# %% ../nbs/00_statistics.ipynb #bc017b6a
+# %% ../nbs/00_statistics.ipynb #565fc91f
 def _strata(strata, n):
     "(h n) one row per stratum, 1 where a prompt belongs to it."
     if strata is None: return np.ones((1, n))
@@ -212,9 +212,10 @@ def _mean_ends(values, weights, inside, coverage):
     far = np.quantile(pivots, [1 - tail, tail], axis=0)
     student = t.ppf(1 - tail, n - len(inside))*np.array([[1.], [-1.]])
     if n < SMALL: far = np.where(abs(student) > abs(far), student, far)
+    far = np.clip(far, -4*abs(student), 4*abs(student))  # one value far from all others says little of the tails
     return mean - np.where(flat.mean(0) > tail/5, student, far)*here
 
-# %% ../nbs/00_statistics.ipynb #e7256390
+# %% ../nbs/00_statistics.ipynb #11988ed6
 def mean_estimate(
     values,             # (n …) one row per independent prompt
     coverage:float=.95, # How often the interval should hold the true mean
@@ -223,6 +224,7 @@ def mean_estimate(
     times:int=2000,     # Resamples
     strata=None,        # (n) stratum of each prompt, where the design fixed how many come from each
     share:bool=None,    # Are these shares? None: if all values are 0, 1 or one half
+    bounds:tuple=None,  # Least and largest value that there can be: no end lies outside
     demand:bool=False,  # Raise ValueError, instead of leaving the interval out, below five prompts?
     name:str='values',  # What they are, for sentences
     setting=None,       # How they were measured
@@ -242,7 +244,7 @@ def mean_estimate(
     ends = [_mean_ends(o, weights, inside, coverage) for o in parts]
     low, high = (o.reshape(mean.shape)[()] for o in np.concatenate(ends, 1))
     still = _constant(values)
-    low, high = (np.where(still, mean, o)[()] for o in (low, high))
+    low, high = (np.where(still, mean, o if bounds is None else np.clip(o, *bounds))[()] for o in (low, high))
     return Estimate(mean, low, high, n, method='percentile-t', **about)
 
 def _none(value):
@@ -258,7 +260,7 @@ def _rows(values, name, least=1):
 
 _COUNTS = {1: 'one prompt', 2: 'two prompts'}
 
-# %% ../nbs/00_statistics.ipynb #ea0ca60e
+# %% ../nbs/00_statistics.ipynb #fa7cc64d
 def jackknife(
     without,            # (n …) the statistic without each prompt
     value,              # (…) the statistic of all prompts
@@ -291,7 +293,7 @@ def _accelerated(draws, value, without, coverage):
         return np.take_along_axis(ordered, np.rint(at).astype(int)[None], 0)[0]
     return np.stack([end(-z), end(z)])
 
-# %% ../nbs/00_statistics.ipynb #982a89a6
+# %% ../nbs/00_statistics.ipynb #75498f23
 @dataclass(frozen=True)
 class Resampling:
     "How prompts are drawn anew."
@@ -340,7 +342,7 @@ def _left_out(inside):
     size = same.sum(1)
     return (1 - same)/n + same*(size/(size - 1)/n)[:, None]*(1 - np.eye(n))
 
-# %% ../nbs/00_statistics.ipynb #fbacb845
+# %% ../nbs/00_statistics.ipynb #b2656572
 def _nested(levels, rng):
     "One resample (n) of rows: draw values of the first level, then of the next within each."
     n = levels.shape[1]
@@ -383,7 +385,7 @@ def nested_estimate(
     ends = _accelerated(draws, value, without, coverage)
     return Estimate(value, *(o[()] for o in ends), method='nested BCa', **about)
 
-# %% ../nbs/00_statistics.ipynb #28bbb7f0
+# %% ../nbs/00_statistics.ipynb #95ce36e9
 def paired_estimate(
     a,                  # (n) one per prompt
     b,                  # (n) the other condition on the same prompts
@@ -408,7 +410,7 @@ def _pairs(a, b):
         f"a has shape {a.shape} and b {b.shape}, expected one shape: the same prompts in both conditions")
     return a, b
 
-# %% ../nbs/00_statistics.ipynb #35d5d278
+# %% ../nbs/00_statistics.ipynb #8e0d8c92
 def paired_test(
     a,              # (n …) one per prompt, or differences if `b` is None
     b=None,         # (n …) the other condition on the same prompts
@@ -451,7 +453,7 @@ def holm(
     out[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)))
     return out
 
-# %% ../nbs/00_statistics.ipynb #ab216adb
+# %% ../nbs/00_statistics.ipynb #dc56692b
 class AgainstRandom(NamedTuple):
     "A value among random controls."
     value:float # What was found
@@ -473,7 +475,7 @@ def against_random(
     ahead = int((controls >= value - slack).sum() if larger else (controls <= value + slack).sum())
     return AgainstRandom(value, ahead, len(controls), (1 + ahead)/(1 + len(controls)))
 
-# %% ../nbs/00_statistics.ipynb #33f7d380
+# %% ../nbs/00_statistics.ipynb #e8a29293
 def effect_size(
     a,      # (n) one per prompt, or differences if `b` is None
     b=None, # (n) the other condition on the same prompts

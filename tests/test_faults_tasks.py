@@ -177,6 +177,9 @@ def test_a_metric_that_does_not_know_its_prompts_is_refused(model):
     refused(lambda: patch_effects(model, task, SITE, metric=diff(lambda t, logits: many[:len(logits)])), 'task.index')
     refused(lambda: patch_effects(model, task, SITE, metric=lambda t, logits: t.logit_diff(logits) - t.logit_diff(logits).mean()), 'alone')
     assert torch.allclose(patch_effects(model, task, SITE, metric=diff(lambda t, logits: many[t.index]))[SITE], want)
+    clean = model(task.clean, at=task.positions['end']).log_softmax(-1)
+    kl = lambda t, logits: (clean[t.index].exp()*(clean[t.index] - logits.log_softmax(-1))).sum(-1)
+    assert patch_effects(model, task, SITE, metric=kl)[SITE].max() > 0
 
 def test_uninformative_metrics_are_refused_where_they_appear(model):
     "uninformative_metric: NaN names the prompt; a constant metric and equal prompts are told."
@@ -259,6 +262,7 @@ def test_an_interval_says_when_there_is_none():
     refused(lambda: st.mean_estimate([1., 2, 4], demand=True), 'too few')
     refused(lambda: interval([1.]), 'at least two')
     assert interval(torch.ones(20)).text() == '1.00 [0.83, 1.00]'
+    assert interval([1.]*38 + [.5, .98], bounds=(0, 1)).high == 1
     assert interval(torch.zeros(20), share=False).text() == '0, the same in all'
     pairs = tasks.over_pairs(torch.tensor([1., 1]*19 + [1, 0]))
     assert interval(pairs).high == pytest.approx(st.share_estimate(19.5, 20).high)
