@@ -102,6 +102,7 @@ def _names(labels):
     "Different names of spans, as a tuple; raises ValueError for anything else."
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if not labels or not all(isinstance(o, str) and o for o in labels) or len(set(labels)) < len(labels): raise ValueError(f"the labels of spans are {str(labels)[:60]}, expected different names")
+    if len(labels) > 1000: raise ValueError(f"there are {len(labels):,} spans, expected at most 1,000: every two of them may be joined by an edge")
     return labels
 
 def spans(
@@ -277,7 +278,7 @@ def _kinds(kinds):
 def _checked_graph(graph):
     "A graph's fields, checked; lists become tuples."
     one_of(graph.model_type, 'model_type', RECEIVERS)
-    n_layers, width = whole_number(graph.n_layers, 'n_layers'), whole_number(graph.width, 'width')
+    n_layers, width = whole_number(graph.n_layers, 'n_layers'), whole_number(graph.width, 'width', high=1000)
     if not isinstance(graph.split, bool): raise ValueError(f"split is {graph.split!r}, expected True or False")
     kinds = _kinds(graph.kinds)
     labels = _checked_labels(graph.labels)
@@ -540,7 +541,7 @@ def _time_taps(self, share, l, source, only=True):
 
 _TAPS = dict(lag=_lag_taps, receiver=_receiver_taps, gate=_gate_taps, time=_time_taps)
 
-# %% ../nbs/09_graph.ipynb #419fe033
+# %% ../nbs/09_graph.ipynb #0e352dde
 def check_graph(
     graph, # Has to be a `Graph` …
     model:Mamba, # … of this model
