@@ -124,6 +124,7 @@ def _graph_of(value, where):
     "The `Graph` in a file; ValueError for what is none, or is too large."
     names = tuple(Graph.__dataclass_fields__)
     fields_of(value, where, dict.fromkeys(names, (object, bool)), names)
+    whole_number(value['width'], f"{where}: 'width'", high=1000)
     tuples = lambda o: tuple(tuple(k) if isinstance(k, list) else k for k in o) if isinstance(o, list) else o
     try: return Graph(**{k: tuples(v) for k,v in value.items()})
     except ValueError as e: raise ValueError(f"{where}: {e}") from e
