@@ -42,7 +42,7 @@ def _wide(x):
     "At least float32: slopes are differences, which half precision has no digits for."
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
-# %% ../nbs/08_attribution.ipynb #e5aa21f0
+# %% ../nbs/08_attribution.ipynb #dd386ebc
 _PARTS = ('norm', 'product', 'function', 'scan', 'metric')
 
 class Secant(Rules):
@@ -86,7 +86,7 @@ class Secant(Rules):
     def scan_by_step(self, *args, **kw): return scan_by_step(*args, **kw, **self._steps())
     def scan_heads_by_step(self, *args, **kw): return scan_heads_by_step(*args, **kw, **self._steps())
 
-# %% ../nbs/08_attribution.ipynb #365f10ef
+# %% ../nbs/08_attribution.ipynb #ffc410a9
 class _SecantNorm(Function):
     "x·ρ with ρ = rsqrt(mean x² + ε), built of a product and of rsqrt, whose mean slope is −(ρ_a ρ_b)²/(ρ_a + ρ_b)."
     @staticmethod
@@ -112,7 +112,7 @@ def _watch(sites, seen):
         return keep
     return {s: keeper(s) for s in sites}
 
-# %% ../nbs/08_attribution.ipynb #65622347
+# %% ../nbs/08_attribution.ipynb #be5932c0
 def scan_heads_secant(
     x:Tensor,       # (b t h p) input
     dt:Tensor,      # (b t h) step size, positive
@@ -188,7 +188,7 @@ class Detached(Frozen):
     def scan_by_step(self, *args, **kw): return self._cut(super().scan_by_step, *args, **kw)
     def scan_heads_by_step(self, *args, **kw): return self._cut(super().scan_heads_by_step, *args, **kw)
 
-# %% ../nbs/08_attribution.ipynb #cdcb36c3
+# %% ../nbs/08_attribution.ipynb #c501b66c
 def nodes(
     steps:int,      # Number of points, at least 1
     how='gauss',    # 'gauss' (Gauss–Legendre) or 'midpoint'
@@ -198,7 +198,7 @@ def nodes(
     if one_of(how, 'how', ('gauss', 'midpoint')) == 'midpoint': return [((i + .5)/steps, 1/steps) for i in range(steps)]
     return [((x + 1)/2, w/2) for x,w in zip(*(o.tolist() for o in np.polynomial.legendre.leggauss(steps)))]
 
-# %% ../nbs/08_attribution.ipynb #27c7309d
+# %% ../nbs/08_attribution.ipynb #7a820169
 def _eps(x): return torch.finfo(x.dtype).eps
 
 def metric_gradient(
@@ -237,7 +237,7 @@ class _Line:
         "Is so little missed: a share of the change, or rounding errors of the metric?"
         return missed.abs() <= share*change.abs() + noise*_eps(self.step)*self.most
 
-# %% ../nbs/08_attribution.ipynb #78b1d3fa
+# %% ../nbs/08_attribution.ipynb #2a08422a
 def metric_secant(
     metric,       # `metric(task, logits (b v))` -> (b); the logit difference if None
     task:Task,    # What it is computed for
@@ -255,7 +255,7 @@ def metric_secant(
     size = line.step.square().sum(1)
     return slope + (missed.to(size)/size.clamp(min=_eps(size)**4))[:, None]*line.step
 
-# %% ../nbs/08_attribution.ipynb #95774fad
+# %% ../nbs/08_attribution.ipynb #ffa6019a
 def _by_pieces(line, halvings=14, most=200):
     "(b v) mean slopes from pieces of the line, each halved until its slopes account for the metric's change on it."
     waiting, total = [[(0., 1., *o)] for o in zip(line.low.tolist(), line.high.tolist())], 0
@@ -288,7 +288,7 @@ class Point(NamedTuple):
     score:Tensor  # (b) the metric on this run
     true:Tensor   # (b) the metric on the other run minus that on this one; like `score`, the same at every point
 
-# %% ../nbs/08_attribution.ipynb #c995760e
+# %% ../nbs/08_attribution.ipynb #468288fd
 def needs_mamba(
     model,    # What was given as a model
     what:str, # What needs it, for the sentence
@@ -317,7 +317,7 @@ def check_run(
     if not (metric is None or callable(metric)): raise ValueError(f"the metric is {_article(type(metric).__name__)}, expected a function `metric(task, logits (b v))` that gives one number per prompt, or None for the logit difference")
     one_of(base, 'base', ('clean', 'corrupt'))
 
-# %% ../nbs/08_attribution.ipynb #ad0a41d7
+# %% ../nbs/08_attribution.ipynb #ad112780
 @contextmanager
 def exactly(
     model,      # A `Mamba`, for its device
@@ -364,7 +364,7 @@ def _sides(task, base):
 
 def _between(a, b): return {s: b[s] - v for s,v in a.items()}
 
-# %% ../nbs/08_attribution.ipynb #4591c6b3
+# %% ../nbs/08_attribution.ipynb #2e90c016
 def _bytes(model, task, sites, rules):
     "Bytes that slopes take, about: what is kept inside blocks, states where a site asks for them, and the sites' values and slopes."
     shape, cfg, secant = tuple(task.clean.shape), model.config, isinstance(rules, Secant)
@@ -379,7 +379,7 @@ def _check_room(model, task, sites, method, rules):
     what = f"method {method!r} at {len(sites)} sites for {many} prompts of {length} tokens at a time (a smaller `batch`, or fewer sites, take less)"
     enough_memory(_bytes(model, task, sites, rules), what, model.device)
 
-# %% ../nbs/08_attribution.ipynb #20f6c775
+# %% ../nbs/08_attribution.ipynb #75a736da
 def points(
     model:Mamba,      # Mamba-1 or Mamba-2
     task:Task,        # Its clean and corrupt prompts
@@ -433,14 +433,18 @@ class _Points:
         change, ends = _between(values, self.other), self.ends_of(near)
         with exactly(self.model): first, last = (self.model.embeddings(o).detach() for o in self.sides)
         for share, weight in places:
-            values, slope = slopes_at(self.model, self.sides[0], self.sites, self.task, self.metric, torch.lerp(first, last, share))
+            with exactly(self.model): start = torch.lerp(first, last, share)
+            values, slope = slopes_at(self.model, self.sides[0], self.sites, self.task, self.metric, start)
             yield self.point(weight, slope, change, (values,), ends)
 
     def ends_of(self, near):
         "(b) the metric on this run, and on the other."
         with exactly(self.model):
-            here, there = (_wide(o) for o in (near, self.far))
-            return task_metric(self.metric, self.task, here), task_metric(self.metric, self.task, there, alone=self.alone)
+            logits = [_wide(o) for o in (near, self.far)]
+            ends = [task_metric(self.metric, self.task, o) for o in logits]
+            larger = int(ends[1].abs().max() > ends[0].abs().max())  # a divergence is 0 in one of them
+            if self.alone: task_metric(self.metric, self.task, logits[larger], alone=True)
+        return ends
 
     def informed(self, weights, near, ends):
         "The weights; ValueError where a metric that changes has no gradient in this run, on any prompt."
@@ -493,7 +497,7 @@ def missed(
     summed, true = summed.double(), true.double()
     return round(((summed - true).square().mean()/true.square().mean()).sqrt().item(), 6)
 
-# %% ../nbs/08_attribution.ipynb #671fb510
+# %% ../nbs/08_attribution.ipynb #df3daa2f
 def attribute(
     model:Mamba,      # Mamba-1 or Mamba-2
     task:Task,        # Its clean and corrupt prompts
@@ -522,7 +526,7 @@ def attribute(
     name = method if isinstance(method, str) else type(method).__name__
     return Effects({s: torch.cat([o[s] for o in parts]) for s in parts[0]}, name, summed, true)
 
-# %% ../nbs/08_attribution.ipynb #fe048ef0
+# %% ../nbs/08_attribution.ipynb #7b77e6b9
 def integrate_activations(
     model:Mamba,      # Mamba-1 or Mamba-2
     task:Task,        # Its clean and corrupt prompts
@@ -538,7 +542,7 @@ def integrate_activations(
     for site in model.sites(sites):
         with exactly(model): first, last = (_Run(model, o, [site], ends).values()[site] for o in (here, there))
         for share, weight in places:
-            start = {site: _given(site, torch.lerp(first, last, share))}
+            with exactly(model): start = {site: _given(site, torch.lerp(first, last, share))}
             _, slope = slopes_at(model, here, [site], task, metric, start=start)
             out[site] = out.get(site, 0) + weight*_per_token(site, slope[site]*(last - first), here.shape[1])
     return out

@@ -26,10 +26,11 @@ def interval(
     *,
     strata=None,      # (b) stratum of each prompt, where the design fixed how many come from each
     share:bool=None,  # Are these shares? None: if all values are 0, 1 or one half
+    bounds:tuple=None, # Least and largest value that there can be, such as (0, 1) for probabilities
 )->Estimate:          # Of the shape (…), without ends below five prompts; raises ValueError for fewer than two
     "The mean over prompts with its interval."
     if len(values) < 2: raise ValueError(f"an interval needs at least two prompts, got {len(values)}")
-    return mean_estimate(values, level, seed=seed, times=resamples, strata=strata, share=share)
+    return mean_estimate(values, level, seed=seed, times=resamples, strata=strata, share=share, bounds=bounds)
 
 # %% ../nbs/07_patching.ipynb #04c7e732
 def _scored(score, task, logits):
@@ -39,7 +40,11 @@ def _scored(score, task, logits):
         if 'memory' in str(e): raise
         prompts = ', '.join(map(str, task.index[:6].tolist())) + ', …'*(len(task) > 6)
         said = str(e).splitlines()[0] if str(e) else ''
-        raise ValueError(f"the metric fails on prompts {prompts}: {type(e).__name__} {said}; a metric is handed a part of the task, and `task.index` says which prompts it has") from e
+        raise ValueError(
+            f"the metric fails on prompts {prompts}: {type(e).__name__} {said}; a metric is handed a part "
+            "of the task, and `task.index` says which prompts it has") from e
+
+_NONE = 'the task has no prompts, so there is nothing to measure'
 
 def task_metric(
     metric,        # `metric(task, logits (b v))` -> (b); the logit difference if None
@@ -49,22 +54,30 @@ def task_metric(
     alone:bool=False, # Check that a prompt's score does not depend on the others that are handed in with it?
 )->Tensor:         # (b); raises ValueError for no prompts, another shape, or a number that is not finite
     "A task's metric, checked: one finite number per prompt."
-    if len(logits) == 0: raise ValueError(f"{task.name or 'the task'} has no prompts, so there is nothing to measure")
+    if len(logits) == 0: raise ValueError(_NONE)
     score = metric or Task.logit_diff
     scores = _scored(score, task, logits)
-    if not isinstance(scores, Tensor) or scores.shape != (len(logits),): raise ValueError(f"the metric returned {getattr(scores, 'shape', type(scores).__name__)}, expected one number per prompt: ({len(logits)},)")
-    if not scores.is_floating_point(): raise ValueError(f"the metric returned {scores.dtype}, expected floating-point numbers")
+    if not isinstance(scores, Tensor) or scores.shape != (len(logits),): raise ValueError(
+        f"the metric returned {getattr(scores, 'shape', type(scores).__name__)}, expected one number per "
+        f"prompt: ({len(logits)},)")
+    if not scores.is_floating_point(): raise ValueError(
+        f"the metric returned {scores.dtype}, expected floating-point numbers")
     bad = (~scores.isfinite()).nonzero()
-    if len(bad): raise ValueError(f"the metric is {scores[bad[0, 0]].item()} on prompt {task.index[bad[0, 0].item()].item()} ({len(bad)} of {len(scores)} prompts are not finite), expected a finite number")
+    if len(bad): raise ValueError(
+        f"the metric is {scores[bad[0, 0]].item()} on prompt {task.index[bad[0, 0].item()].item()} "
+        f"({len(bad)} of {len(scores)} prompts are not finite), expected a finite number")
     if alone and len(scores) > 1: _alone(score, task, logits.detach(), scores.detach())
     return scores
 
 def _alone(score, task, logits, scores):
     "Refuse a metric that gives the last prompt another score if it is handed in by itself."
     with torch.no_grad(): single = _scored(score, task[-1:], logits[-1:])
-    slack = (.02 if scores.dtype in (torch.half, torch.bfloat16) else 1e-4)*scores.abs().max().item()
+    slack = (.02 if scores.dtype in (torch.half, torch.bfloat16) else 1e-4)*scores.abs().max().item() + 1e-5
     if single.shape == (1,) and abs(single - scores[-1]).item() <= slack: return
-    raise ValueError(f"the metric gives prompt {task.index[-1].item()} {scores[-1].item():.4g} among {len(scores)} prompts and {single.flatten()[:1].tolist()} alone: a metric is handed a part of the task, and `task.index` says which prompts it has")
+    raise ValueError(
+        f"the metric gives prompt {task.index[-1].item()} {scores[-1].item():.4g} among {len(scores)} "
+        f"prompts and {single.flatten()[:1].tolist()} alone: a metric is handed a part of the task, and "
+        "`task.index` says which prompts it has")
 
 def contrast(
     task:Task,      # Whose runs are compared
@@ -74,8 +87,13 @@ def contrast(
     "Refuse two runs between which nothing changes."
     apart = (base - other).abs()
     if (apart > 1e-7*torch.maximum(base.abs(), other.abs())).any(): return
-    if (task.clean == task.corrupt).all(): raise ValueError(f"clean and corrupt are the same tokens in each of {len(task)} prompts, so there is nothing to patch; to take activations away, use how='zero' or 'mean'")
-    raise ValueError(f"the metric is the same on the clean and on the corrupt run of each of {len(task)} prompts ({base[0].item():.4g} on prompt {task.index[0].item()}), so nothing can be learned from it: choose a metric, or prompts, that differ")
+    if (task.clean == task.corrupt).all(): raise ValueError(
+        f"clean and corrupt are the same tokens in each of {len(task)} prompts, so there is nothing to "
+        "patch; to take activations away, use how='zero' or 'mean'")
+    raise ValueError(
+        f"the metric is the same on the clean and on the corrupt run of each of {len(task)} prompts "
+        f"({base[0].item():.4g} on prompt {task.index[0].item()}), so nothing can be learned from it: "
+        "choose a metric, or prompts, that differ")
 
 def source_values(
     model,        # A `Mamba` or an `Adapter`
@@ -87,6 +105,7 @@ def source_values(
     "The activations that patching puts in."
     one_of(how, 'how', ('resample', 'mean', 'zero'))
     partner = task.corrupt if one_of(base, 'base', ('clean', 'corrupt')) == 'clean' else task.clean
+    sites = model.sites(sites)  # also those that are announced only when asked for
     if how == 'resample': return record(model, partner, sites)
     if how == 'zero': return {s: torch.zeros_like(v) for s,v in record(model, partner, sites).items()}
     both, end = record(model, torch.cat([task.clean, task.corrupt]), sites), task.positions['end'].repeat(2)
@@ -175,6 +194,7 @@ def patch_effects(
 
 def _contrasted(model, task, base, how, metric):
     "Metric (b) of the run that is patched; raises where there is nothing to see."
+    if len(task) == 0: raise ValueError(_NONE)
     ends = task.positions['end']
     here = task_metric(metric, task, model(getattr(task, base), at=ends), alone=True)
     if how != 'resample': return here
@@ -187,7 +207,8 @@ def _tokens_of(at, sites, length):
     if not isinstance(at, dict): at = dict.fromkeys(sites, range(length) if at is None else at)
     at = {Site.parse(s): o for s,o in at.items()}
     missing = [str(s) for s in sites if s not in at]
-    if missing: raise ValueError(f"at names tokens for {', '.join(map(str, at)) or 'no site'}, but not for {missing[0]}")
+    if missing: raise ValueError(
+        f"at names tokens for {', '.join(map(str, at)) or 'no site'}, but not for {missing[0]}")
     counted = {s: token_index(at[s], length) for s in sites}
     return {s: sorted({o} if isinstance(o, int) else set(map(int, o))) for s,o in counted.items()}
 

@@ -7,7 +7,7 @@ __all__ = ['SHARE', 'LEAST', 'SMALL', 'numbers', 'informative', 'rounded', 'at_l
            'resample', 'mean_estimate', 'jackknife', 'Resampling', 'nested_estimate', 'paired_estimate', 'paired_test',
            'mcnemar', 'holm', 'AgainstRandom', 'against_random', 'effect_size', 'detectable']
 
-# %% ../nbs/00_statistics.ipynb #6fa2d696
+# %% ../nbs/00_statistics.ipynb #b65b779f
 import math
 from dataclasses import dataclass
 from dataclasses import replace as _with
@@ -15,41 +15,48 @@ from typing import NamedTuple
 import numpy as np
 from .checks import one_of, real_number, whole_number
 
-# %% ../nbs/00_statistics.ipynb #cf9c3121
+# %% ../nbs/00_statistics.ipynb #605a7034
 def numbers(
     values,             # Tensor, array or list
     name:str='values',  # What they are, for the sentence
-)->np.ndarray:          # In float64; raises ValueError for anything but finite numbers, and names the first row that has none
+)->np.ndarray:          # In float64; raises ValueError for anything but finite numbers, naming the first such row
     "Read `values` as finite numbers."
     if hasattr(values, 'detach'): values = values.detach().cpu().double().numpy()
     try: array = np.asarray(values)
-    except ValueError as e: raise ValueError(f"{name} have rows of different lengths, expected one shape") from e
-    if array.dtype.kind not in 'biuf': raise ValueError(f"{name} are {array.dtype} ({str(values)[:40]}), expected real numbers")
+    except ValueError as e: raise ValueError(
+        f"{name} have rows of different lengths, expected one shape") from e
+    if array.dtype.kind not in 'biuf': raise ValueError(
+        f"{name} are {array.dtype} ({str(values)[:40]}), expected real numbers")
     array = array.astype(float)
     bad = ~np.isfinite(array)
     if not bad.any(): return array
     if array.ndim == 0: raise ValueError(f"{name} is {array}, expected a finite number")
     rows = np.flatnonzero(bad.reshape(len(array), -1).any(1))
     first = array[rows[0]][bad[rows[0]]].flat[0] if array.ndim > 1 else array[rows[0]]
-    raise ValueError(f"{name} {_are(len(rows))} not finite in {len(rows)} of {len(array)} rows (prompts); row {rows[0]} has {first}")
+    raise ValueError(
+        f"{name} {_are(len(rows))} not finite in {len(rows)} of {len(array)} rows (prompts); row {rows[0]} "
+        f"has {first}")
 
 def _are(count): return 'is' if count == 1 else 'are'
 
 def informative(
     values,            # (n) one per prompt
     name:str='score',  # What they are, for the sentence
-)->np.ndarray:         # (n) the same numbers; raises ValueError if one is not finite, or if they are all the same
+)->np.ndarray:         # (n) the same numbers; raises ValueError if one is not finite, or all are the same
     "Refuse a score that cannot say anything."
     array = numbers(values, name)
-    if array.ndim == 0 or len(array) < 2: raise ValueError(f"{name} has {array.size} value{'s'*(array.size != 1)}, expected at least two")
-    if _constant(array).all(): raise ValueError(f"{name} is {array.flat[0]:.4g} on each of {len(array)} prompts, so nothing can be learned from it: choose a score, or prompts, that differ")
+    if array.ndim == 0 or len(array) < 2: raise ValueError(
+        f"{name} has {array.size} value{'s'*(array.size != 1)}, expected at least two")
+    if _constant(array).all(): raise ValueError(
+        f"{name} is {array.flat[0]:.4g} on each of {len(array)} prompts, so nothing can be learned from it: "
+        "choose a score, or prompts, that differ")
     return array
 
 def _constant(values):
     "(…) Do the rows of `values` (n …) agree to rounding?"
     return np.ptp(values, 0) <= 1e-12*abs(values).max(0)
 
-# %% ../nbs/00_statistics.ipynb #ab2346b3
+# %% ../nbs/00_statistics.ipynb #db051571
 def rounded(
     value:float, # Any number
     doubt:float, # Half the width of its interval; 0 or NaN for none known
@@ -67,7 +74,7 @@ def rounded(
     said = f'{round(value, places):,.{max(0, places)}f}'
     return said[1:] if said.startswith('-') and not said.strip('-0.,') else said
 
-# %% ../nbs/00_statistics.ipynb #9c33ac63
+# %% ../nbs/00_statistics.ipynb #5ee4d3e4
 def _bound(value, digits, down):
     value, digits = real_number(value, 'value'), whole_number(digits, 'digits')
     if value == 0: return '0'
@@ -91,7 +98,7 @@ def at_most(
     "Print an upper bound: the number rounded up."
     return _bound(value, digits, False)
 
-# %% ../nbs/00_statistics.ipynb #1d2e8131
+# %% ../nbs/00_statistics.ipynb #665deb5a
 SHARE = 'Clopper–Pearson'
 
 def _text(value, low, high, most):
@@ -130,10 +137,11 @@ class Estimate:
         most = math.ceil(math.log10(max(self.n, 2))) if self.method == SHARE else 12
         return _text(*(float(o) for o in (self.value, self.low, self.high)), most)
     def __str__(self):
-        said = f'{" × ".join(map(str, np.shape(self.value)))} numbers' if np.ndim(self.value) else self.text()
-        return said + (f' (n={self.n})' if self.setting is None else f' (n={self.n}, seed {self.seed}; {self.setting})')
+        many = ' × '.join(map(str, np.shape(self.value)))
+        how = '' if self.setting is None else f', seed {self.seed}; {self.setting}'
+        return f'{many} numbers (n={self.n}{how})' if many else f'{self.text()} (n={self.n}{how})'
 
-# %% ../nbs/00_statistics.ipynb #7be3ea5b
+# %% ../nbs/00_statistics.ipynb #97cec7a3
 LEAST = 5  # Independent prompts that an interval needs
 SMALL = 15 # Below these, Student's t is the least
 
@@ -146,22 +154,26 @@ def share_estimate(
     from scipy.stats import beta
     n, count = whole_number(n, 'n'), numbers(count, 'count')
     coverage = real_number(coverage, 'coverage', above=0, below=1)
-    if (count < 0).any() or (count > n).any(): raise ValueError(f"count is {count.max() if (count > n).any() else count.min():g}, expected 0 to {n}")
+    if (count < 0).any() or (count > n).any(): raise ValueError(
+        f"count is {count.max() if (count > n).any() else count.min():g}, expected 0 to {n}")
     tail = (1 - coverage)/2
     low = np.where(count == 0, 0, beta.ppf(tail, np.maximum(count, 1e-9), n - count + 1))
     high = np.where(count == n, 1, beta.ppf(1 - tail, count + 1, np.maximum(n - count, 1e-9)))
     return Estimate(count/n, low[()], high[()], n, coverage=coverage, method=SHARE)
 
-# %% ../nbs/00_statistics.ipynb #505f2456
+# %% ../nbs/00_statistics.ipynb #565fc91f
 def _strata(strata, n):
     "(h n) one row per stratum, 1 where a prompt belongs to it."
     if strata is None: return np.ones((1, n))
     strata = np.asarray(strata.tolist() if hasattr(strata, 'tolist') else strata)
-    if strata.shape != (n,): raise ValueError(f"strata has shape {strata.shape}, expected one for each of {n} prompts")
+    if strata.shape != (n,): raise ValueError(
+        f"strata has shape {strata.shape}, expected one for each of {n} prompts")
     names, which = np.unique(strata, return_inverse=True)
     inside = (which == np.arange(len(names))[:, None]).astype(float)
     alone = inside.sum(1) < 2
-    if alone.any(): raise ValueError(f"stratum {names[alone][0]!s} has one prompt, expected at least two in each, so that its spread can be seen")
+    if alone.any(): raise ValueError(
+        f"stratum {names[alone][0]!s} has one prompt, expected at least two in each, so that its spread can "
+        "be seen")
     return inside
 
 def resample(
@@ -178,7 +190,7 @@ def resample(
     return out
 
 def _error(weights, values, inside):
-    "(… m) standard error of the mean of `values` (n m) in resamples `weights` (… n) over strata `inside` (h n)."
+    "(… m) standard error of the mean of `values` (n m) in resamples `weights` (… n); strata `inside` (h n)."
     n, total = len(values), 0
     for row in inside:
         size = row.sum()
@@ -188,7 +200,7 @@ def _error(weights, values, inside):
     return np.sqrt(total)
 
 def _mean_ends(values, weights, inside, coverage):
-    "(2 m) ends of percentile-t intervals for the mean of `values` (n m); Student's t where resamples have no spread."
+    "(2 m) percentile-t ends for the mean of `values` (n m); Student's t where resamples have no spread."
     from scipy.stats import t
     n, tail = len(values), (1 - coverage)/2
     mean = values.mean(0)
@@ -196,13 +208,14 @@ def _mean_ends(values, weights, inside, coverage):
     here, found = _error(np.full(n, 1/n), centred, inside), weights @ centred
     errors = _error(weights, centred, inside)
     flat = errors <= 1e-9*here
-    with np.errstate(divide='ignore', invalid='ignore'): pivots = np.where(flat, np.sign(found)*1e9, found/errors)
+    pivots = np.divide(found, errors, out=np.sign(found)*1e9, where=~flat)
     far = np.quantile(pivots, [1 - tail, tail], axis=0)
     student = t.ppf(1 - tail, n - len(inside))*np.array([[1.], [-1.]])
     if n < SMALL: far = np.where(abs(student) > abs(far), student, far)
+    far = np.clip(far, -4*abs(student), 4*abs(student))  # one value far from all others says little of the tails
     return mean - np.where(flat.mean(0) > tail/5, student, far)*here
 
-# %% ../nbs/00_statistics.ipynb #e5cb2794
+# %% ../nbs/00_statistics.ipynb #11988ed6
 def mean_estimate(
     values,             # (n …) one row per independent prompt
     coverage:float=.95, # How often the interval should hold the true mean
@@ -211,6 +224,7 @@ def mean_estimate(
     times:int=2000,     # Resamples
     strata=None,        # (n) stratum of each prompt, where the design fixed how many come from each
     share:bool=None,    # Are these shares? None: if all values are 0, 1 or one half
+    bounds:tuple=None,  # Least and largest value that there can be: no end lies outside
     demand:bool=False,  # Raise ValueError, instead of leaving the interval out, below five prompts?
     name:str='values',  # What they are, for sentences
     setting=None,       # How they were measured
@@ -218,27 +232,35 @@ def mean_estimate(
     "The mean over prompts with an interval that suits what is averaged."
     values, coverage = _rows(values, name), real_number(coverage, 'coverage', above=0, below=1)
     n, about = len(values), dict(seed=seed, setting=setting, coverage=coverage)
-    if n < LEAST and demand: raise ValueError(f"{name}: {n} prompts are too few for an interval, expected at least {LEAST}")
+    if n < LEAST and demand: raise ValueError(
+        f"{name}: {n} prompts are too few for an interval, expected at least {LEAST}")
     mean = values.mean(0)
-    if n < LEAST: return Estimate(mean, np.full_like(mean, np.nan)[()], np.full_like(mean, np.nan)[()], n, method='none', **about)
+    if n < LEAST: return Estimate(mean, *_none(mean), n, method='none', **about)
     inside = _strata(strata, n)
     if share or share is None and np.isin(values, (0, .5, 1)).all():
         return _with(share_estimate(values.sum(0), n, coverage), seed=seed, setting=setting)
     weights, flat = resample(n, times, seed, strata), values.reshape(n, -1)
-    ends = [_mean_ends(o, weights, inside, coverage) for o in np.array_split(flat, max(1, flat.shape[1]//2000), 1)]
+    parts = np.array_split(flat, max(1, flat.shape[1]//2000), 1)
+    ends = [_mean_ends(o, weights, inside, coverage) for o in parts]
     low, high = (o.reshape(mean.shape)[()] for o in np.concatenate(ends, 1))
     still = _constant(values)
-    low, high = (np.where(still, mean, o)[()] for o in (low, high))
+    low, high = (np.where(still, mean, o if bounds is None else np.clip(o, *bounds))[()] for o in (low, high))
     return Estimate(mean, low, high, n, method='percentile-t', **about)
+
+def _none(value):
+    "Ends where there is no interval."
+    return [np.full(np.shape(value), np.nan)[()]]*2
 
 def _rows(values, name, least=1):
     values = numbers(values, name)
-    if values.ndim == 0 or len(values) < least: raise ValueError(f"{name}: an estimate needs at least {_COUNTS[least]}, got {len(values) if values.ndim else 'a single number'}")
+    if values.ndim == 0 or len(values) < least: raise ValueError(
+        f"{name}: an estimate needs at least {_COUNTS[least]}, got "
+        f"{len(values) if values.ndim else 'a single number'}")
     return values
 
 _COUNTS = {1: 'one prompt', 2: 'two prompts'}
 
-# %% ../nbs/00_statistics.ipynb #5c727f3b
+# %% ../nbs/00_statistics.ipynb #fa7cc64d
 def jackknife(
     without,            # (n …) the statistic without each prompt
     value,              # (…) the statistic of all prompts
@@ -271,7 +293,7 @@ def _accelerated(draws, value, without, coverage):
         return np.take_along_axis(ordered, np.rint(at).astype(int)[None], 0)[0]
     return np.stack([end(-z), end(z)])
 
-# %% ../nbs/00_statistics.ipynb #83947f99
+# %% ../nbs/00_statistics.ipynb #75498f23
 @dataclass(frozen=True)
 class Resampling:
     "How prompts are drawn anew."
@@ -283,11 +305,13 @@ class Resampling:
 
     def units(self,
         values, # (b …) one row per prompt
-    )->np.ndarray: # (u …) one row per witness; raises ValueError for fewer than two, for rows left over, or for NaN
+    )->np.ndarray: # (u …) one row per witness; raises ValueError for fewer than two, rows left over, or NaN
         "Average the prompts that belong together."
         values = numbers(values, 'the score')
-        if len(values) % self.together: raise ValueError(f'{len(values)} prompts do not divide into groups of {self.together}')
-        if len(values) < 2*self.together: raise ValueError(f'judging a circuit needs at least two independent prompts, got {len(values)//self.together}')
+        if len(values) % self.together: raise ValueError(
+            f'{len(values)} prompts do not divide into groups of {self.together}')
+        if len(values) < 2*self.together: raise ValueError(
+            f'judging a circuit needs at least two independent prompts, got {len(values)//self.together}')
         return values.reshape(-1, self.together, *values.shape[1:]).mean(1)
     def weights(self,
         n:int, # Witnesses
@@ -303,11 +327,12 @@ class Resampling:
         "A statistic of weighted prompts with its interval."
         value = np.asarray(f(np.full(n, 1/n)))
         about = n, self.seed, setting, tuple(labels), self.coverage
-        if n < LEAST: return Estimate(value[()], *(np.full_like(value, np.nan, dtype=float)[()] for _ in 'ab'), *about, 'none')
+        if n < LEAST: return Estimate(value[()], *_none(value), *about, 'none')
         inside = _strata(self.strata, n)
         without = np.asarray(f(_left_out(inside)))
         plain = n < SMALL or len(inside) > 1
-        ends = jackknife(without, value, self.coverage, inside) if plain else _accelerated(np.asarray(f(self.weights(n))), value, without, self.coverage)
+        if plain: ends = jackknife(without, value, self.coverage, inside)
+        else: ends = _accelerated(np.asarray(f(self.weights(n))), value, without, self.coverage)
         return Estimate(value[()], *(o[()] for o in ends), *about, "Student's t" if plain else 'BCa')
 
 def _left_out(inside):
@@ -317,7 +342,7 @@ def _left_out(inside):
     size = same.sum(1)
     return (1 - same)/n + same*(size/(size - 1)/n)[:, None]*(1 - np.eye(n))
 
-# %% ../nbs/00_statistics.ipynb #e1d35e63
+# %% ../nbs/00_statistics.ipynb #b2656572
 def _nested(levels, rng):
     "One resample (n) of rows: draw values of the first level, then of the next within each."
     n = levels.shape[1]
@@ -348,17 +373,19 @@ def nested_estimate(
     "The mean of means with an interval over nested levels (hierarchical bootstrap)."
     values, rng = _rows(values, 'values'), np.random.default_rng(seed)
     levels = np.array([np.unique(np.asarray(o), return_inverse=True)[1] for o in levels])
-    if levels.ndim != 2 or levels.shape[1] != len(values): raise ValueError(f"levels have {levels.shape[-1]} entries, expected one for each of {len(values)} values")
+    if levels.ndim != 2 or levels.shape[1] != len(values): raise ValueError(
+        f"levels have {levels.shape[-1]} entries, expected one for each of {len(values)} values")
     mean = lambda w: np.tensordot(w, values, 1)
     top, value = len(np.unique(levels[0])), mean(_balanced(levels))
     about = dict(n=top, seed=seed, coverage=coverage)
-    if top < LEAST: return Estimate(value, *(np.full_like(value, np.nan)[()] for _ in 'ab'), method='none', **about)
+    if top < LEAST: return Estimate(value, *_none(value), method='none', **about)
     draws = mean(np.stack([_nested(levels, rng) for _ in range(times)]))
-    without = np.stack([mean(_balanced(levels[:, o])[np.cumsum(o) - 1]*o) for o in (levels[0] != k for k in range(top))])
+    others = [levels[0] != k for k in range(top)]
+    without = np.stack([np.tensordot(_balanced(levels[:, o]), values[o], 1) for o in others])
     ends = _accelerated(draws, value, without, coverage)
     return Estimate(value, *(o[()] for o in ends), method='nested BCa', **about)
 
-# %% ../nbs/00_statistics.ipynb #44a23aa3
+# %% ../nbs/00_statistics.ipynb #95ce36e9
 def paired_estimate(
     a,                  # (n) one per prompt
     b,                  # (n) the other condition on the same prompts
@@ -369,18 +396,21 @@ def paired_estimate(
     from scipy.stats import norm
     a, b = _pairs(a, b)
     both = np.stack([a, b])
-    if len(a) < LEAST or not np.isin(both, (0, .5, 1)).all(): return mean_estimate(a - b, coverage, share=False, **options)
+    if len(a) < LEAST or not np.isin(both, (0, .5, 1)).all():
+        return mean_estimate(a - b, coverage, share=False, **options)
     n, d = len(a), a - b
     middle = d.sum(0)/(n + 2)
     half = norm.ppf((1 + coverage)/2)*np.sqrt(((d**2).sum(0) + 1)/(n + 2) - middle**2)/np.sqrt(n + 2)
-    return Estimate(d.mean(0), np.maximum(-1, middle - half)[()], np.minimum(1, middle + half)[()], n, coverage=coverage, method='Agresti–Min')
+    low, high = np.maximum(-1, middle - half)[()], np.minimum(1, middle + half)[()]
+    return Estimate(d.mean(0), low, high, n, coverage=coverage, method='Agresti–Min')
 
 def _pairs(a, b):
     a, b = _rows(a, 'a'), _rows(b, 'b')
-    if a.shape != b.shape: raise ValueError(f"a has shape {a.shape} and b {b.shape}, expected one shape: the same prompts in both conditions")
+    if a.shape != b.shape: raise ValueError(
+        f"a has shape {a.shape} and b {b.shape}, expected one shape: the same prompts in both conditions")
     return a, b
 
-# %% ../nbs/00_statistics.ipynb #69ac8ee7
+# %% ../nbs/00_statistics.ipynb #8e0d8c92
 def paired_test(
     a,              # (n …) one per prompt, or differences if `b` is None
     b=None,         # (n …) the other condition on the same prompts
@@ -390,11 +420,14 @@ def paired_test(
     "Sign-flip test: is the mean difference 0, if each prompt's difference is symmetric? (Fisher 1935)"
     from scipy.stats import permutation_test
     d = _rows(a, 'a') if b is None else np.subtract(*_pairs(a, b))
-    if not np.any(d): raise ValueError(f"the two conditions agree on each of {len(d)} prompts, so there is no difference to test")
+    if not np.any(d): raise ValueError(
+        f"the two conditions agree on each of {len(d)} prompts, so there is no difference to test")
     half = d/2  # swapping the two halves of a pair flips its sign
     mean = lambda x, y, axis: (x - y).mean(axis)
     batch = max(1, int(2e7/d.size))
-    return permutation_test((half, -half), mean, permutation_type='samples', vectorized=True, n_resamples=times, batch=batch, axis=0, rng=np.random.default_rng(seed)).pvalue
+    found = permutation_test((half, -half), mean, permutation_type='samples', vectorized=True, n_resamples=times,
+        batch=batch, axis=0, rng=np.random.default_rng(seed))
+    return found.pvalue
 
 def mcnemar(
     a, # (n) right or wrong (1 or 0) for each prompt
@@ -403,29 +436,33 @@ def mcnemar(
     "Exact McNemar test: do two conditions get equally many prompts right? (1947)"
     from scipy.stats import binomtest
     a, b = _pairs(a, b)
-    if not np.isin([a, b], (0, 1)).all(): raise ValueError("a and b should be 1 (right) or 0 (wrong) for each prompt; for other scores use `paired_test`")
+    if not np.isin([a, b], (0, 1)).all(): raise ValueError(
+        "a and b should be 1 (right) or 0 (wrong) for each prompt; for other scores use `paired_test`")
     first, second = int((a > b).sum()), int((b > a).sum())
     return binomtest(first, first + second).pvalue if first + second else 1.
 
 def holm(
     p, # (k) of as many tests
-)->np.ndarray: # (k) p adjusted so that one wrong rejection among all is as rare as promised; raises ValueError outside [0, 1]
+)->np.ndarray: # (k) p, so adjusted that a wrong rejection among all is as rare as said; raises ValueError outside [0, 1]
     "Adjust p values for the number of tests (Holm 1979)."
     p = numbers(p, 'p')
-    if p.ndim != 1 or ((p < 0) | (p > 1)).any(): raise ValueError(f"p should be a list of values from 0 to 1, got {p}")
+    if p.ndim != 1 or ((p < 0) | (p > 1)).any(): raise ValueError(
+        f"p should be a list of values from 0 to 1, got {p}")
     order = np.argsort(p, kind='stable')
     out = np.empty_like(p)
     out[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)))
     return out
 
-# %% ../nbs/00_statistics.ipynb #c4f1ed77
+# %% ../nbs/00_statistics.ipynb #dc56692b
 class AgainstRandom(NamedTuple):
     "A value among random controls."
     value:float # What was found
     ahead:int   # Controls that reach it
     n:int       # Controls
     p:float     # (1 + ahead)/(1 + n)
-    def __str__(self): return f"{'none' if self.ahead == 0 else self.ahead} of {self.n} random controls reach{'es' if self.ahead == 1 else ''} it (p {'≤' if self.ahead == 0 else '='} {self.p:.2g})"
+    def __str__(self):
+        who, sign = (self.ahead, '=') if self.ahead else ('none', '≤')
+        return f"{who} of {self.n} random controls reach{'es'*(self.ahead == 1)} it (p {sign} {self.p:.2g})"
 
 def against_random(
     value:float,      # What was found
@@ -438,7 +475,7 @@ def against_random(
     ahead = int((controls >= value - slack).sum() if larger else (controls <= value + slack).sum())
     return AgainstRandom(value, ahead, len(controls), (1 + ahead)/(1 + len(controls)))
 
-# %% ../nbs/00_statistics.ipynb #49bc6eb1
+# %% ../nbs/00_statistics.ipynb #e8a29293
 def effect_size(
     a,      # (n) one per prompt, or differences if `b` is None
     b=None, # (n) the other condition on the same prompts
@@ -463,9 +500,11 @@ def detectable(
     "The smallest difference that `n` prompts would show."
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm, t
-    n, power, level = whole_number(n, 'n', 2), real_number(power, 'power', above=0, below=1), real_number(level, 'level', above=0, below=1)
+    n, power = whole_number(n, 'n', 2), real_number(power, 'power', above=0, below=1)
+    level = real_number(level, 'level', above=0, below=1)
     if share is not None:
-        found, steps = _share_power(n, real_number(share, 'share', low=0, high=1), level), np.linspace(0, 1, 1001)
+        found = _share_power(n, real_number(share, 'share', low=0, high=1), level)
+        steps = np.linspace(0, 1, 1001)
         far = [abs(p - share) for p in steps if found(p) >= power]
         return float(min(far, default=np.nan))
     edge = t.ppf(1 - level/2, n - 1)

@@ -11,7 +11,7 @@ __all__ = ['NAMES', 'PLACES', 'OBJECTS', 'THREE_NAMES', 'TWO_NAMES', 'CORRUPTION
 import random,re
 from collections import Counter
 from dataclasses import dataclass,fields,replace
-from itertools import product
+from itertools import chain,product
 from numbers import Integral
 from typing import NamedTuple
 import torch
@@ -19,18 +19,24 @@ from torch import Tensor
 from .checks import one_of,whole_number
 from .sites import token_index
 
-# %% ../nbs/05_tasks.ipynb #3d5ebae8
+# %% ../nbs/05_tasks.ipynb #70feb76e
 def _token_ids(value, name, shape):
     "`value` as a tensor of token ids (or of prompt numbers), with one row per prompt."
-    if not isinstance(value,Tensor): raise ValueError(f'{name} is a {type(value).__name__}, expected a tensor {shape} of whole numbers; shorter prompts are filled up on the right')
-    if value.is_floating_point() or value.is_complex() or value.dtype==torch.bool: raise ValueError(f'{name} has {value.dtype}, expected whole numbers such as torch.long')
-    if value.ndim!=len(shape.split()): raise ValueError(f'{name} has shape {tuple(value.shape)}, expected {shape}')
+    if not isinstance(value,Tensor): raise ValueError(
+        f'{name} is a {type(value).__name__}, expected a tensor {shape} of whole numbers; shorter prompts '
+        'are filled up on the right')
+    if value.is_floating_point() or value.is_complex() or value.dtype==torch.bool: raise ValueError(
+        f'{name} has {value.dtype}, expected whole numbers such as torch.long')
+    if value.ndim!=len(shape.split()): raise ValueError(
+        f'{name} has shape {tuple(value.shape)}, expected {shape}')
     return value.long()
 
 def _none_below(value, name, low):
     "Refuse numbers that are no token ids, and name the prompt."
     bad = (value<low).reshape(len(value),-1).any(1).nonzero()
-    if len(bad): raise ValueError(f"{name} of prompt {bad[0].item()} has {value[bad[0]].min().item()}, expected token ids{'' if low==0 else ', or -1 for none'}")
+    if len(bad): raise ValueError(
+        f"{name} of prompt {bad[0].item()} has {value[bad[0]].min().item()}, expected token "
+        f"ids{'' if low==0 else ', or -1 for none'}")
     return value
 
 def _answer_sets(task):
@@ -41,7 +47,8 @@ def _answer_sets(task):
         first = _token_ids(first, k, '(b m)' if isinstance(first,Tensor) and first.ndim==2 else '(b)')
         more = None if more is None else _token_ids(more,f'also_{k}','(b m)')
         if first.ndim==2: first,more = first[:,0],torch.cat([first[:,1:]]+([] if more is None else [more]),1)
-        out[k],out[f'also_{k}'] = _none_below(first,k,0),None if more is None else _none_below(more,f'also_{k}',-1)
+        out[k] = _none_below(first,k,0)
+        out[f'also_{k}'] = None if more is None else _none_below(more,f'also_{k}',-1)
     return out
 
 def _all_differ(answers):
@@ -50,7 +57,8 @@ def _all_differ(answers):
     if len(sets)==2: return
     for i,row in enumerate(torch.cat(sets,1).tolist()):
         twice = [o for o,n in Counter(row).items() if n>1 and o>=0]
-        if twice: raise ValueError(f'prompt {i} has the answer {twice[0]} twice; right and wrong answers should all differ')
+        if twice: raise ValueError(
+            f'prompt {i} has the answer {twice[0]} twice; right and wrong answers should all differ')
 
 def _counted(at, name, length):
     "Token positions counted from 0. Only `end` must be a token; other names may hold any number of a prompt."
@@ -60,14 +68,19 @@ def _counted(at, name, length):
 def _checked_fields(task):
     "The fields of a `Task`, checked; token positions counted from 0."
     clean,corrupt = (_none_below(_token_ids(getattr(task,k),k,'(b t)'),k,0) for k in ('clean','corrupt'))
-    if clean.shape!=corrupt.shape: raise ValueError(f'clean {tuple(clean.shape)} and corrupt {tuple(corrupt.shape)} must have one shape (b t)')
-    if not isinstance(task.positions,dict): raise ValueError(f'positions is a {type(task.positions).__name__}, expected name -> tensor (b)')
-    if 'end' not in task.positions: raise ValueError(f"positions has no 'end', where the answer is predicted; it has {sorted(map(str,task.positions))}")
+    if clean.shape!=corrupt.shape: raise ValueError(
+        f'clean {tuple(clean.shape)} and corrupt {tuple(corrupt.shape)} must have one shape (b t)')
+    if not isinstance(task.positions,dict): raise ValueError(
+        f'positions is a {type(task.positions).__name__}, expected name -> tensor (b)')
+    if 'end' not in task.positions: raise ValueError(
+        f"positions has no 'end', where the answer is predicted; it has {sorted(map(str,task.positions))}")
     out = dict(clean=clean, corrupt=corrupt, **_answer_sets(task))
-    if task.candidates is not None: out['candidates'] = _none_below(_token_ids(task.candidates,'candidates','(b c)'),'candidates',-1)
+    if task.candidates is not None:
+        out['candidates'] = _none_below(_token_ids(task.candidates,'candidates','(b c)'),'candidates',-1)
     at = {k:_token_ids(v,f'positions[{k!r}]','(b)') for k,v in task.positions.items()}
     rows = {k:tuple(v.shape) for k,v in (out|at|dict(group=task.group)).items() if v is not None}
-    if bad := {k:v for k,v in rows.items() if v[0]!=len(clean)}: raise ValueError(f'there are {len(clean)} prompts, so these must have shape ({len(clean)},): {bad}')
+    if bad := {k:v for k,v in rows.items() if v[0]!=len(clean)}: raise ValueError(
+        f'there are {len(clean)} prompts, so these must have shape ({len(clean)},): {bad}')
     _all_differ({k:out[k] for k in ('right','wrong','also_right','also_wrong')})
     out['positions'] = {k:_counted(v,k,clean.shape[1]) for k,v in at.items()}
     known = task.index is not None and len(task.index)==len(clean)
@@ -89,15 +102,17 @@ class Task:
     corrupt_diff:Tensor=None  # (b) logit difference on the corrupt run
     also_right:Tensor=None    # (b m) further right answers, filled up with -1
     also_wrong:Tensor=None    # (b m) further wrong answers, filled up with -1
-    candidates:Tensor=None    # (b c) answers that `strict` compares with, filled up with -1; the names `N1`, `N2`, … of the prompt if None
+    candidates:Tensor=None    # (b c) rivals of the right answer for `strict`, filled up with -1; the prompt's names if None
     index:Tensor=None         # (b) number of each prompt in the task that this one is a part of
     def __post_init__(self):
         for k,v in _checked_fields(self).items(): object.__setattr__(self,k,v)
     def __len__(self): return len(self.right)
-    def __repr__(self): return f"Task({self.name!r}: {len(self)} pairs of {self.clean.shape[1]} tokens in {len(self.groups) or 1} groups; positions {', '.join(self.positions)})"
+    def __repr__(self):
+        size = f'{len(self)} pairs of {self.clean.shape[1]} tokens in {len(self.groups) or 1} groups'
+        return f"Task({self.name!r}: {size}; positions {', '.join(self.positions)})"
     def _map(self, f):
         "The same task with `f` of each tensor; what was checked is not checked again."
-        each = lambda o: f(o) if isinstance(o,Tensor) else {k:f(v) for k,v in o.items()} if isinstance(o,dict) else o
+        def each(o): return {k:f(v) for k,v in o.items()} if isinstance(o,dict) else f(o) if isinstance(o,Tensor) else o
         new = object.__new__(Task)
         for o in fields(self): object.__setattr__(new,o.name,each(getattr(self,o.name)))
         return new
@@ -111,16 +126,19 @@ class Task:
         logits:Tensor, # (b t v), or (b v) at `end`
     )->Tensor:         # (b v), in float32 at least
         "Logits where the answer is predicted; raises ValueError for another number of prompts or tokens."
-        if not isinstance(logits,Tensor) or logits.ndim not in (2,3): raise ValueError(f'logits are {_shape(logits)}, expected a tensor (b t v), or (b v) at `end`')
-        if len(logits)!=len(self): raise ValueError(f'logits have {len(logits)} rows, the task has {len(self)}')
+        if not isinstance(logits,Tensor) or logits.ndim not in (2,3): raise ValueError(
+            f'logits are {_shape(logits)}, expected a tensor (b t v), or (b v) at `end`')
+        if len(logits)!=len(self): raise ValueError(
+            f'logits have {len(logits)} rows, the task has {len(self)}')
         end = self.positions['end'].to(logits.device)
-        if logits.ndim==3 and len(end) and end.max()>=logits.shape[1]: raise ValueError(f'logits have {logits.shape[1]} tokens, but the answer is predicted at token {end.max().item()}')
+        if logits.ndim==3 and len(end) and end.max()>=logits.shape[1]: raise ValueError(
+            f'logits have {logits.shape[1]} tokens, but the answer is predicted at token {end.max().item()}')
         found = logits if logits.ndim==2 else logits[torch.arange(len(self),device=logits.device),end]
         return found.float() if found.dtype in (torch.half,torch.bfloat16) else found
     def answers(self,
         logits:Tensor, # (b t v), or (b v) at `end`
-    )->tuple:          # Logits (b) of `right` and of `wrong`; of several together, the logarithm of their summed exponentials
-        "Both answers' logits where they are predicted; raises ValueError for answers that the vocabulary lacks."
+    )->tuple:          # Logits (b) of `right` and of `wrong`; several together have one logit, their logsumexp
+        "Both answers' logits at the end; raises ValueError for answers that the vocabulary lacks."
         logits = self.at_end(logits)
         return tuple(_together(_picked(logits,o)) for o in (self._set('right'),self._set('wrong')))
     def _set(self, which):
@@ -131,7 +149,9 @@ class Task:
         "Logits at the end, among which every comparison has an answer."
         logits = self.at_end(logits)
         bad = logits.isnan().any(1).nonzero()
-        if len(bad): raise ValueError(f'the logits of prompt {self.index[bad[0,0].item()].item()} have NaN, so no token is ahead of another')
+        if len(bad): raise ValueError(
+            f'the logits of prompt {self.index[bad[0,0].item()].item()} have NaN, so no token is ahead of '
+            'another')
         return logits
     def logit_diff(self,
         logits:Tensor, # (b t v), or (b v) at `end`
@@ -150,11 +170,14 @@ class Task:
         "Is a right answer ahead of every other token?"
         best = self._told(logits).argmax(-1)
         return (self._set('right').to(best.device)==best[:,None]).any(1).float()
-    def rivals(self)->Tensor: # (b c), filled up with -1; raises ValueError where there are neither candidates nor names
-        "What `strict` compares the right answer with: candidates, or the names of the clean prompt, and the wrong answers."
-        at = {k:token_index(v,self.clean.shape[1],f'positions[{k!r}]') for k,v in self.positions.items() if re.fullmatch(r'N\d+',k)}
+    def rivals(self)->Tensor: # (b c) filled up with -1; raises ValueError where there are neither candidates nor names
+        "What `strict` compares with: candidates, or the clean prompt's names, and the wrong answers."
+        named,length = [k for k in self.positions if re.fullmatch(r'N\d+',k)],self.clean.shape[1]
+        at = {k:token_index(self.positions[k],length,f'positions[{k!r}]') for k in named}
         names = [self.clean.gather(1,v[:,None]) for v in at.values()]
-        if self.candidates is None and not names: raise ValueError("a strict accuracy compares the right answer with `candidates` (b c), or with names at positions 'N1', 'N2', …; this task has neither")
+        if self.candidates is None and not names: raise ValueError(
+            "a strict accuracy compares the right answer with `candidates` (b c), or with names at "
+            "positions 'N1', 'N2', …; this task has neither")
         found = torch.cat([*([self.candidates] if self.candidates is not None else names),self._set('wrong')],1)
         return found.masked_fill((found[...,None]==self._set('right')[:,None]).any(2),-1)
     def strict(self,
@@ -169,41 +192,50 @@ class Task:
         relative:bool=False, # Among the two answers instead of all tokens?
     )->Tensor:               # (b) 0 to 1
         "Probability of the right answer, or of all right ones together."
-        return self.logit_diff(logits).sigmoid() if relative else (self.answers(logits)[0]-self.at_end(logits).logsumexp(-1)).exp()
+        if relative: return self.logit_diff(logits).sigmoid()
+        return (self.answers(logits)[0]-self.at_end(logits).logsumexp(-1)).exp()
     def with_baselines(self,
         model,         # `model(tokens, at=positions)` gives logits (b v)
         batch:int=100, # Prompts at a time
     )->'Task':
-        "The same task with the model's logit differences on the clean and on the corrupt run; raises ValueError if one is not finite."
+        "The same task with the logit differences of both runs; raises ValueError if one is not finite."
         whole_number(batch,'batch')
         if not len(self): raise ValueError('the task has no prompts, so it has no baselines')
         parts = [self[i:i+batch] for i in range(0,len(self),batch)]
-        with torch.no_grad():
-            run = lambda which: torch.cat([o.logit_diff(model(getattr(o,which), at=o.positions['end'])) for o in parts])
-            diffs = {k:run(k) for k in ('clean','corrupt')}
+        def diff(part, which): return part.logit_diff(model(getattr(part,which), at=part.positions['end']))
+        with torch.no_grad(): diffs = {k:torch.cat([diff(o,k) for o in parts]) for k in ('clean','corrupt')}
         for k,v in diffs.items():
             bad = (~v.isfinite()).nonzero()
-            if len(bad): raise ValueError(f'the logit difference of {k} prompt {self.index[bad[0,0].item()].item()} is {v[bad[0,0]].item()}, expected a finite number')
+            if len(bad): raise ValueError(
+                f'the logit difference of {k} prompt {self.index[bad[0,0].item()].item()} is '
+                f'{v[bad[0,0]].item()}, expected a finite number')
         return replace(self, **{f'{k}_diff':v for k,v in diffs.items()})
     def normalised(self,
         logits:Tensor, # (b t v), or (b v) at `end`
     )->Tensor:         # (b) 0 on the corrupt run, 1 (or -1) on the clean one
-        "NLD (Ensign & Garriga-Alonso 2024); raises ValueError if the baselines are missing, or the same on both runs."
-        if self.clean_diff is None or self.corrupt_diff is None: raise ValueError('normalised compares with the clean and the corrupt run: use task.with_baselines(model) first')
+        "NLD (Ensign & Garriga-Alonso 2024); raises ValueError if the baselines are missing, or equal."
+        if self.clean_diff is None or self.corrupt_diff is None: raise ValueError(
+            'normalised compares with the clean and the corrupt run: use task.with_baselines(model) first')
         diff = self.logit_diff(logits)
         clean,corrupt = self.clean_diff.to(diff),self.corrupt_diff.to(diff)
         same = (clean==corrupt).nonzero()
-        if len(same): raise ValueError(f'prompt {self.index[same[0,0].item()].item()} has the same logit difference, {clean[same[0,0]].item():.4g}, on the clean and on the corrupt run, so NLD is not defined there')
+        if len(same): raise ValueError(
+            f'prompt {self.index[same[0,0].item()].item()} has the same logit difference, '
+            f'{clean[same[0,0]].item():.4g}, on the clean and on the corrupt run, so NLD is not defined '
+            'there')
         return (diff-corrupt)/(clean-corrupt).abs()
 
-# %% ../nbs/05_tasks.ipynb #52e15dcf
-def _shape(value): return f'of shape {tuple(value.shape)}' if isinstance(value,Tensor) else f'a {type(value).__name__}'
+# %% ../nbs/05_tasks.ipynb #e477e806
+def _shape(value):
+    return f'of shape {tuple(value.shape)}' if isinstance(value,Tensor) else f'a {type(value).__name__}'
 
 def _picked(logits, ids):
     "(b m) logits (b v) of the tokens `ids` (b m), minus infinity where there is none."
     ids = ids.to(logits.device)
     bad = (ids>=logits.shape[1]).any(1).nonzero()
-    if len(bad): raise ValueError(f'prompt {bad[0,0].item()} has the answer {ids[bad[0,0]].max().item()}, but the logits are of {logits.shape[1]} tokens')
+    if len(bad): raise ValueError(
+        f'prompt {bad[0,0].item()} has the answer {ids[bad[0,0]].max().item()}, but the logits are of '
+        f'{logits.shape[1]} tokens')
     return logits.gather(1,ids.clamp(min=0)).masked_fill(ids<0,-torch.inf)
 
 def _together(logits): return logits[:,0] if logits.shape[1]==1 else logits.logsumexp(1)
@@ -225,7 +257,9 @@ def encode(
     text:str,  # Text without special tokens
 )->list:       # Token ids
     "Token ids of `text`, with no special token added; raises ValueError for what is no tokenizer."
-    if not hasattr(tokenizer,'encode'): raise ValueError(f'the tokenizer is a {type(tokenizer).__name__}, expected a `transformers` fast tokenizer or a `tokenizers.Tokenizer`')
+    if not hasattr(tokenizer,'encode'): raise ValueError(
+        f'the tokenizer is a {type(tokenizer).__name__}, expected a `transformers` fast tokenizer or a '
+        '`tokenizers.Tokenizer`')
     ids = tokenizer.encode(text, add_special_tokens=False)
     return getattr(ids, 'ids', ids)
 
@@ -243,7 +277,9 @@ def token_ids(
     "The token of each word after a space; raises if a word has more than one."
     ids = [encode(tokenizer,f' {o}') for o in words]
     bad = [o for o,i in zip(words,ids) if len(i)!=1]
-    if bad: raise ValueError(f"{len(bad)} of {len(words)} words are not one token after a space for this tokenizer: {', '.join(bad[:8])}{' …' if len(bad)>8 else ''}; `single_token` keeps those that are")
+    if bad: raise ValueError(
+        f"{len(bad)} of {len(words)} words are not one token after a space for this tokenizer: "
+        f"{', '.join(bad[:8])}{' …' if len(bad)>8 else ''}; `single_token` keeps those that are")
     return [i for i, in ids]
 
 class Words(NamedTuple):
@@ -286,10 +322,11 @@ def bos_id(
     "The token that a prompt starts with: the tokenizer's bos, or its `<|endoftext|>`."
     i = getattr(tokenizer, 'bos_token_id', None)
     if i is None: i = tokenizer.get_vocab().get('<|endoftext|>')
-    if i is None: raise ValueError('a prompt starts with a special token, but this tokenizer has neither a bos token nor <|endoftext|>')
+    if i is None: raise ValueError(
+        'a prompt starts with a special token, but this tokenizer has neither a bos token nor <|endoftext|>')
     return i
 
-# %% ../nbs/05_tasks.ipynb #4f160a98
+# %% ../nbs/05_tasks.ipynb #b4b18075
 def _filled(template, word):
     "The text of a template whose slots hold `word(slot)`, and where each word stands: slot -> (start, stop)."
     n,text,spans = 0,'',{}
@@ -305,11 +342,13 @@ def _tokens(tokenizer, text):
     "Token ids of `text`, and the characters (start, stop) of each."
     encode(tokenizer,'')
     inner = getattr(tokenizer,'backend_tokenizer',tokenizer)
-    plain = hasattr(inner,'encode_batch') and not getattr(inner,'truncation',None) and not getattr(inner,'padding',None)
-    if plain:
+    cut = getattr(inner,'truncation',None) or getattr(inner,'padding',None)
+    if hasattr(inner,'encode_batch') and not cut:
         found = inner.encode(text,add_special_tokens=False)
         return found.ids,found.offsets
-    if not getattr(tokenizer,'is_fast',False): raise ValueError(f'{type(tokenizer).__name__} does not say which characters a token stands for; give a `transformers` fast tokenizer or a `tokenizers.Tokenizer`')
+    if not getattr(tokenizer,'is_fast',False): raise ValueError(
+        f'{type(tokenizer).__name__} does not say which characters a token stands for; give a '
+        '`transformers` fast tokenizer or a `tokenizers.Tokenizer`')
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return found['input_ids'],found['offset_mapping']
 
@@ -319,20 +358,24 @@ def _slot_tokens(template, text, spans, offsets):
     for slot,(start,stop) in spans.items():
         inside = [i for i,(a,b) in enumerate(offsets) if a<stop and b>start]
         where = f'slot [{slot.rstrip("0123456789")}] of template {template!r}'
-        if len(inside)!=1: raise ValueError(f'{where}: {text[start:stop]!r} is {len(inside)} tokens there, expected one')
+        if len(inside)!=1: raise ValueError(
+            f'{where}: {text[start:stop]!r} is {len(inside)} tokens there, expected one')
         a,b = offsets[inside[0]]
-        if text[a:b].strip()!=text[start:stop]: raise ValueError(f'{where}: {text[start:stop]!r} is a part of the token {text[a:b]!r} there; put a space or a sign between')
+        if text[a:b].strip()!=text[start:stop]: raise ValueError(
+            f'{where}: {text[start:stop]!r} is a part of the token {text[a:b]!r} there; put a space or a '
+            'sign between')
         out[slot] = inside[0]
     return out
 
 def slots(
     template:str, # Text with `[SLOT]`s; `[N]` is numbered `N1`, `N2`, … in order of mention
     tokenizer,    # `transformers` fast tokenizer or `tokenizers.Tokenizer`
-)->list:          # Token ids, and a slot's name where its token belongs; raises ValueError where a word is not one token
-    "Cut a template into tokens once, as the tokenizer cuts the whole text, so that filling it needs no tokenizer."
-    word = next((o for o in NAMES if len(encode(tokenizer,f' {o}'))==1),None)
-    if word is None: word = next((o[1:] for o in tokenizer.get_vocab() if _WORD.fullmatch(o) and len(encode(tokenizer,f' {o[1:]}'))==1),None)
-    if word is None: raise ValueError('this tokenizer has no word that is one token after a space, so no template can be filled')
+)->list:          # Token ids, and a slot's name where its token belongs; raises ValueError if that is not one token
+    "Cut a template into tokens once, as the tokenizer cuts the whole text; filling it needs no tokenizer."
+    known = (o[1:] for o in tokenizer.get_vocab() if _WORD.fullmatch(o)) if hasattr(tokenizer,'get_vocab') else ()
+    word = next((o for o in chain(NAMES,known) if len(encode(tokenizer,f' {o}'))==1),None)
+    if word is None: raise ValueError(
+        'this tokenizer has no word that is one token after a space, so no template can be filled')
     text,spans = _filled(_template(template),lambda slot: word)
     ids,offsets = _tokens(tokenizer,text)
     parts = list(ids)
@@ -342,8 +385,10 @@ def slots(
 _WORD = re.compile('[Ġ▁ ][A-Za-z]{2,}')
 
 def _template(text):
-    if not isinstance(text,str) or not text.strip(): raise ValueError(f'a template is {text!r}, expected text such as {THREE_NAMES[0]!r}')
-    if text[-1].isspace(): raise ValueError(f'template {text!r} ends in a space; the answer is a token that brings its own')
+    if not isinstance(text,str) or not text.strip(): raise ValueError(
+        f'a template is {text!r}, expected text such as {THREE_NAMES[0]!r}')
+    if text[-1].isspace(): raise ValueError(
+        f'template {text!r} ends in a space; the answer is a token that brings its own')
     return text
 
 # %% ../nbs/05_tasks.ipynb #ce570067
@@ -356,22 +401,35 @@ class Prompt(NamedTuple):
     object:str     # For `[OBJECT]`
     group:str=''   # What the pair is an instance of
 
+_SLOTS = 'N','PLACE','OBJECT'
+
+def _known_slots(template):
+    "Refuse a slot that nothing can fill, and a bracket that no slot closes."
+    for slot in re.findall(r'\[([^\[\]]*)\]',template):
+        meant = f'; did you mean [{slot.upper()}]?' if slot.upper() in _SLOTS else ''
+        if slot not in _SLOTS: raise ValueError(
+            f'template {template!r} has the slot [{slot}], expected [N], [PLACE] or [OBJECT]{meant}')
+    rest = re.sub(r'\[\w+\]','',template)
+    if '[' in rest or ']' in rest: raise ValueError(
+        f'template {template!r} has a bracket that is part of no slot')
+
 def _prompt(o):
     "Refuse, with its template, a prompt that does not fit together."
     if not isinstance(o,Prompt): raise ValueError(f'prompts hold a {type(o).__name__}, expected `Prompt`s')
     where = f'template {_template(o.template)!r}'
-    for slot in re.findall(r'\[([^\[\]]*)\]?',o.template):
-        try: one_of(slot,f'{where}: a slot',('N','PLACE','OBJECT'))
-        except ValueError as e: raise ValueError(str(e).replace(f"mean '{slot.upper()}'",f"mean '[{slot.upper()}]'")+_upper(slot)) from None
-    if re.sub(r'\[\w+\]','',o.template).strip('[]')!=re.sub(r'\[\w+\]','',o.template): raise ValueError(f'{where} has a bracket that no slot closes')
+    _known_slots(o.template)
     for side in ('clean','corrupt'):
         names = getattr(o,side)
-        if isinstance(names,str) or not all(isinstance(n,str) and n for n in names): raise ValueError(f'{where}: {side} is {names!r}, expected names in order of mention, then the answer')
-        if len(names)!=o.template.count('[N]')+1: raise ValueError(f"{where} has {o.template.count('[N]')} slots [N], so {side} should hold as many names and the answer, got {len(names)}: {names}")
+        if isinstance(names,str) or not all(isinstance(n,str) and n for n in names):
+            raise ValueError(
+                f'{where}: {side} is {names!r}, expected names in order of mention, then the answer')
+        if len(names)!=o.template.count('[N]')+1: raise ValueError(
+            f"{where} has {o.template.count('[N]')} slots [N], so {side} should hold as many names and the "
+            f"answer, got {len(names)}: {names}")
     for slot in ('place','object'):
-        if f'[{slot.upper()}]' in o.template and not (isinstance(getattr(o,slot),str) and getattr(o,slot)): raise ValueError(f'{where} has a slot [{slot.upper()}], but {slot} is {getattr(o,slot)!r}')
-
-def _upper(slot): return f'; did you mean [{slot.upper()}]?' if slot!=slot.upper() and slot.upper() in ('N','PLACE','OBJECT') else ''
+        if f'[{slot.upper()}]' in o.template and not (isinstance(getattr(o,slot),str) and getattr(o,slot)):
+            raise ValueError(
+                f'{where} has a slot [{slot.upper()}], but {slot} is {getattr(o,slot)!r}')
 
 def _positions(at, names, answer, end):
     "Token positions by name, from those of the slots, after the first token."
@@ -382,7 +440,7 @@ def _positions(at, names, answer, end):
     if answer in names: out['IO'] = first(answer)
     return out|{f'{o}+1':out[o]+1 for o in ('S1','S2','IO') if o in out and out[o]<end}|dict(end=end)
 
-# %% ../nbs/05_tasks.ipynb #679a607e
+# %% ../nbs/05_tasks.ipynb #03433ef1
 def _side(o, side, tokenizer):
     "Ids of one side of a prompt, the token of each slot, and the answer's id."
     *names,answer = getattr(o,side)
@@ -392,10 +450,12 @@ def _side(o, side, tokenizer):
     longer,_ = _tokens(tokenizer,f'{text} {answer}')
     if list(longer[:-1])!=list(ids):
         token_ids([answer],tokenizer)
-        raise ValueError(f'answer {answer!r} to template {o.template!r} is not one token after the text for this tokenizer')
+        raise ValueError(
+            f'answer {answer!r} to template {o.template!r} is not one token after the text for this '
+            'tokenizer')
     try: at = _slot_tokens(o.template,text,spans,offsets)
     except ValueError:
-        token_ids(list(dict.fromkeys(words[k.split()[0]] for k in spans)),tokenizer)  # says which words are never one token
+        token_ids(list(dict.fromkeys(words[k.split()[0]] for k in spans)),tokenizer)  # says which never are
         raise
     return list(ids),at,longer[-1]
 
@@ -411,15 +471,21 @@ def from_prompts(
     for o in prompts: _prompt(o)
     bos,sides = bos_id(tokenizer),[[_side(o,k,tokenizer) for k in ('clean','corrupt')] for o in prompts]
     for o,(a,b) in zip(prompts,sides):
-        if len(a[0])!=len(b[0]) or a[1]!=b[1]: raise ValueError(f'template {o.template!r}: the clean prompt of names {o.clean} and the corrupt one of {o.corrupt} differ in length for this tokenizer')
+        if len(a[0])!=len(b[0]) or a[1]!=b[1]: raise ValueError(
+            f'template {o.template!r}: the clean prompt of names {o.clean} and the corrupt one of '
+            f'{o.corrupt} differ in length for this tokenizer')
     lengths = {o.template:len(a[0])+1 for o,(a,_) in zip(prompts,sides)}
-    if len(set(lengths.values()))>1 and not pad: raise ValueError('prompts differ in length: '+'; '.join(f'{n} tokens for {o!r}' for o,n in lengths.items())+'; `equal_length` keeps templates of one length')
+    if len(set(lengths.values()))>1 and not pad:
+        said = '; '.join(f'{n} tokens for {o!r}' for o,n in lengths.items())
+        raise ValueError(f'prompts differ in length: {said}; `equal_length` keeps templates of one length')
     longest = max(len(a[0])+1 for a,_ in sides)
     rows = [[[bos]+ids+[bos]*(longest-1-len(ids)) for ids,_,_ in pair] for pair in sides]
     at = [_positions(a[1],list(o.clean[:-1]),o.clean[-1],len(a[0])) for o,(a,_) in zip(prompts,sides)]
     groups = tuple(dict.fromkeys(o.group for o in prompts))
-    return Task(*torch.tensor(rows).unbind(1), *torch.tensor([[o[2] for o in pair] for pair in sides]).unbind(1),
-        {k:torch.tensor([o[k] for o in at]) for k in at[0] if all(k in o for o in at)}, name, torch.tensor([groups.index(o.group) for o in prompts]), groups)
+    group = torch.tensor([groups.index(o.group) for o in prompts])
+    answers = torch.tensor([[o[2] for o in pair] for pair in sides])
+    where = {k:torch.tensor([o[k] for o in at]) for k in at[0] if all(k in o for o in at)}
+    return Task(*torch.tensor(rows).unbind(1), *answers.unbind(1), where, name, group, groups)
 
 def equal_length(
     templates, # Templates
@@ -444,28 +510,35 @@ def _listed(values, name):
 CORRUPTIONS = 'CABABC DABABD','ACBABC ADBABD','ABCABC ABDABD','ABCABC ABCACB','ABCACB ABCBCA'
 SWAPS = 'ABBA ABAB','BABA BAAB' # two names, giver, answer: the other one gives
 
-FIRST_MENTION = ('ABCABC DBCABA',) # the first mention of a repeated name becomes a new one, so that it is no longer repeated
+FIRST_MENTION = ('ABCABC DBCABA',) # a repeated name's first mention becomes a new name: it is repeated no longer
 
 def _letters(corruption, template):
     "Both sides of a corruption; raises ValueError for one that does not fit the template."
     sides = corruption.split(' ')
-    if len(sides)!=2 or not all(re.fullmatch('[A-Z]+',o) for o in sides): raise ValueError(f"corruption {corruption!r} should be letters for names and answer, clean and corrupt, such as 'ABBA ABAB'")
+    if len(sides)!=2 or not all(re.fullmatch('[A-Z]+',o) for o in sides): raise ValueError(
+        f"corruption {corruption!r} should be letters for names and answer, clean and corrupt, such as "
+        "'ABBA ABAB'")
     many = template.count('[N]')
-    if any(len(o)!=many+1 for o in sides): raise ValueError(f'corruption {corruption!r} does not have as many names as template {template!r}, which has {many}, and the answer')
+    if any(len(o)!=many+1 for o in sides): raise ValueError(
+        f'corruption {corruption!r} does not have as many names as template {template!r}, which has {many}, '
+        'and the answer')
     return sides
 
 def _words(words, need):
     "Refuse words that cannot fill the slots."
-    if not isinstance(words,Words): raise ValueError(f'words is a {type(words).__name__}, expected `Words(names, places, objects)`')
+    if not isinstance(words,Words): raise ValueError(
+        f'words is a {type(words).__name__}, expected `Words(names, places, objects)`')
     for k,v in words._asdict().items():
         if isinstance(v,str): raise ValueError(f'{k} is the text {v[:40]!r}, expected a list of words')
         _listed(v,k)
-    if len(words.names)<need: raise ValueError(f'{len(words.names)} names are too few; a pair needs up to {need} different ones')
+    if len(words.names)<need: raise ValueError(
+        f'{len(words.names)} names are too few; a pair needs up to {need} different ones')
 
 def _pairs(n, seed, templates, corruptions, words):
     "`n` pairs, each followed by its mirror image."
     templates,corruptions = _listed(templates,'templates'),_listed(corruptions,'corruptions')
-    rng,kinds,first = random.Random(whole_number(seed,'seed',0)),list(product(templates,corruptions)),[_template(o).split()[0].strip(',') for o in templates]
+    rng,kinds = random.Random(whole_number(seed,'seed',0)),list(product(templates,corruptions))
+    first = [_template(o).split()[0].strip(',') for o in templates]
     label = {t:o if first.count(o)==1 else f'{o} {i}' for i,(t,o) in enumerate(zip(templates,first))}
     names = max(4,*(len(set(''.join(_letters(c,t)))) for t,c in kinds))
     _words(words,names)
@@ -474,7 +547,8 @@ def _pairs(n, seed, templates, corruptions, words):
         letters = 'ABCD'+''.join(sorted(set(corruption)-set('ABCD ')))
         called = dict(zip(letters,rng.sample(words.names,max(4,len(letters)))))
         a,b = (tuple(called[o] for o in side) for side in corruption.split())
-        rest = rng.choice(words.places),rng.choice(words.objects),f"{label[template]} {corruption.replace(' ','→')}"
+        place,object = rng.choice(words.places),rng.choice(words.objects)
+        rest = place,object,f"{label[template]} {corruption.replace(' ','→')}"
         yield from (Prompt(template,a,b,*rest),Prompt(template,b,a,*rest))
 
 def ioi(
@@ -495,7 +569,9 @@ def changed(
 )->Tensor:     # (b) position of that token; raises ValueError unless there is exactly one
     "Where a clean prompt and its corrupt one differ."
     differ = task.clean != task.corrupt
-    if (differ.sum(1) != 1).any(): raise ValueError(f"expected pairs that differ in one token each, got {sorted(set(differ.sum(1).tolist()))} differing tokens")
+    if (differ.sum(1) != 1).any(): raise ValueError(
+        f"expected pairs that differ in one token each, got {sorted(set(differ.sum(1).tolist()))} differing "
+        "tokens")
     return differ.int().argmax(1)
 
 # %% ../nbs/05_tasks.ipynb #03e674e0
@@ -528,9 +604,12 @@ def plain_tokens(
 def _pool(tokens):
     "Ids to draw from, and the first token."
     if hasattr(tokens,'get_vocab'): return plain_tokens(tokens),bos_id(tokens)
-    if isinstance(tokens,str) or not hasattr(tokens,'__iter__'): raise ValueError(f'tokens is {tokens!r}, expected a tokenizer or a list of ids')
+    if isinstance(tokens,str) or not hasattr(tokens,'__iter__'): raise ValueError(
+        f'tokens is {tokens!r}, expected a tokenizer or a list of ids')
     ids = [whole_number(o,'a token id',0) for o in tokens]
-    if len(set(ids))<len(ids): raise ValueError(f'tokens hold the id {Counter(ids).most_common(1)[0][0]} twice; the tokens of a prompt should differ')
+    if len(set(ids))<len(ids): raise ValueError(
+        f'tokens hold the id {Counter(ids).most_common(1)[0][0]} twice; the tokens of a prompt should '
+        'differ')
     if not ids: raise ValueError('tokens is empty, expected ids of which the first starts every prompt')
     return ids[1:],ids[0]
 
@@ -556,7 +635,8 @@ def copying(
     "Copy a repeated segment; positions `A1`, `A2`, … are the answer's, in each block."
     pool,bos = _pool(tokens)
     whole_number(length,'length')
-    if whole_number(blocks,'blocks')<2: raise ValueError(f'{blocks} block has nothing to copy; give 2 or more')
+    if whole_number(blocks,'blocks')<2: raise ValueError(
+        f'{blocks} block has nothing to copy; give 2 or more')
     def row(a, b): return [[bos]+(o*blocks)[:-1] for o in (a,a[:-1]+[b])]+[a[-1],b]
     rows = [row(o[:-1],o[-1]) for o in _draw(n,seed,pool,length+1)]
     return _random_task('copying', rows, end=length*blocks-1, **{f'A{i}':length*i for i in range(1,blocks)})
@@ -570,7 +650,8 @@ def induction(
 )->Task:
     "A B … A is continued by B (Olsson et al. 2022); positions `key` (A) and `value` (B)."
     pool,bos = _pool(tokens)
-    if whole_number(length,'length')<2: raise ValueError(f'length {length} leaves no room for A B; give 2 or more')
+    if whole_number(length,'length')<2: raise ValueError(
+        f'length {length} leaves no room for A B; give 2 or more')
     rng,rows,at = random.Random(f'at {seed}'),[],[]
     for *ids,other in _draw(n,seed,pool,length+1):
         k = rng.randrange(length-1); at.append(k+1)
