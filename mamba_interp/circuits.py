@@ -120,6 +120,15 @@ def _origin(model, task, metric=None, base='clean', how='resample'):
     return dict(model=name, fingerprint=fingerprint(model), task=task.name, prompts=len(task), prompts_id=_prompts(task),
                 metric=getattr(metric or Task.logit_diff, '__qualname__', str(metric)), base=base, ablation=how)
 
+def _graph_of(value, where):
+    "The `Graph` in a file; ValueError for what is none, or is too large."
+    names = tuple(Graph.__dataclass_fields__)
+    fields_of(value, where, dict.fromkeys(names, (object, bool)), names)
+    whole_number(value['width'], f"{where}: 'width'", high=1000)
+    tuples = lambda o: tuple(tuple(k) if isinstance(k, list) else k for k in o) if isinstance(o, list) else o
+    try: return Graph(**{k: tuples(v) for k,v in value.items()})
+    except ValueError as e: raise ValueError(f"{where}: {e}") from e
+
 def save(self:Circuit,
     file, # Where to; its folder is made if need be
 ):        # raises OSError where that cannot be written, ValueError for a `how` that JSON cannot hold

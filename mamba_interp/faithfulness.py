@@ -56,7 +56,7 @@ def strata_of(
     if (rows != rows[:, :1]).any(): raise ValueError(f"prompts that belong together should be of one group, but some {together} neighbours are not")
     return tuple(rows[:, 0].tolist())
 
-# %% ../nbs/11_faithfulness.ipynb #af56a37d
+# %% ../nbs/11_faithfulness.ipynb #7fa4346e
 class Overlap(NamedTuple):
     "What two sets of prompts share."
     prompts:int # Prompts of the second that are in the first, clean or corrupt
