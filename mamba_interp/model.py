@@ -132,7 +132,7 @@ def tapped(
     if new.is_complex(): raise ValueError(f"the tap at {site} returned complex numbers, expected {value.dtype}")
     return new.to(value.dtype)
 
-# %% ../nbs/02_model.ipynb #c13a0e91
+# %% ../nbs/02_model.ipynb #ba71f86f
 class Span(NamedTuple):
     "Where a run stands in a longer sequence."
     start:int  # Index of the run's first token
@@ -180,7 +180,7 @@ def _known_site(key, known, sites):
     match_sites(site, sites)
     raise ValueError(f"{key!r} is no site of this model: a block is a whole number")
 
-# %% ../nbs/02_model.ipynb #444b1cc0
+# %% ../nbs/02_model.ipynb #16fdaebe
 def check_tokens(
     tokens,         # (b t) token ids: a tensor or array of any integer type, or a list of lists
     vocab_size:int, # Ids run below this
@@ -222,7 +222,7 @@ def _said(value):
     text = isinstance(value, str) or isinstance(value, (list, tuple)) and any(isinstance(o, str) for o in value)
     return "text: hand over torch.tensor([model.tokenizer.encode(text)])" if text else type(value).__name__
 
-# %% ../nbs/02_model.ipynb #5115d53f
+# %% ../nbs/02_model.ipynb #3fbc70b1
 def left_pad(
     prompts, # Lists, or 1-D tensors, of token ids
     pad:int=0, # The id that fills up; which one makes no difference
@@ -260,9 +260,9 @@ def _tell_padding(tokens, pad):
     "Warn if some prompts of a batch begin with padding that nobody masked."
     if not isinstance(pad, int) or len(tokens) < 2 or not (tokens[:, :2] == pad).all(1).any(): return
     leading = (tokens == pad).cumprod(1).sum(1)
-    if leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
+    if leading.max() > 2 and leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
 
-# %% ../nbs/02_model.ipynb #7e8417c4
+# %% ../nbs/02_model.ipynb #21e3727a
 class Memory(NamedTuple):
     "All that a block remembers of earlier tokens."
     conv:Tensor  # (b k-1 e) the convolution's last inputs; (b k-1 c) in Mamba-2
@@ -419,7 +419,7 @@ class Mamba2Block(_Block):
         gate = self.say('gate', self.rules.apply(F.silu, z), taps)
         return self.out_proj(self.say('inner_norm', self.say('gated', self.rules.mul(ssm_out, gate), taps), taps))
 
-# %% ../nbs/02_model.ipynb #f29a06f5
+# %% ../nbs/02_model.ipynb #fc897034
 def free_memory(
     device='cpu' # A device
 )->int:          # Bytes; very many where nobody can tell
@@ -446,7 +446,7 @@ def enough_memory(
     free = free_memory(device)
     if need > free: raise TooLarge(f"{what} takes {need:,} bytes ({need/2**30:,.3g} GiB), and {free/2**30:,.3g} GiB are free on {device}")
 
-# %% ../nbs/02_model.ipynb #9be88eeb
+# %% ../nbs/02_model.ipynb #627fccef
 def _flag(value, name):
     if not isinstance(value, bool): raise ValueError(f"{name} is {value!r}, expected true or false")
 
@@ -495,7 +495,7 @@ def _bytes(kind, fields):
         block = d + d*(3*e + bc + fields['num_heads']) + (e + bc)*(k + 1) + 3*fields['num_heads'] + e
     return 4*(v*d*(1 if fields['tie_word_embeddings'] else 2) + d + fields['num_hidden_layers']*block)
 
-# %% ../nbs/02_model.ipynb #56e6c266
+# %% ../nbs/02_model.ipynb #e2e97f45
 def check_config(
     config, # `transformers.MambaConfig` or `transformers.Mamba2Config`
     where='the configuration', # Where it comes from, for the sentence
@@ -544,7 +544,7 @@ def _view(module, rules):
     new.rules = rules
     return new
 
-# %% ../nbs/02_model.ipynb #8ba3ac32
+# %% ../nbs/02_model.ipynb #5e621527
 class Mamba(_Announcer):
     "A Mamba-1 or Mamba-2 language model as a pure function: `model(tokens, taps)`."
     def __init__(self,
@@ -760,7 +760,7 @@ def _unbounded(limits):
     if not isinstance(limits, (list, tuple)): return limits
     return [math.inf if isinstance(o, dict) and o.get('__float__') == 'Infinity' else float(o) if type(o) is int else o for o in limits]
 
-# %% ../nbs/02_model.ipynb #964cd3b7
+# %% ../nbs/02_model.ipynb #a2645183
 def config_of(
     folder:Path # With a `config.json` of `transformers` or `mamba_ssm`
 ):              # `MambaConfig` or `Mamba2Config`; raises ValueError, naming file and field, for anything else
@@ -816,7 +816,7 @@ def _read_parts(folder, index):
     if lost: raise ValueError(f"{index} names {lost[0]!r} in {parts[lost[0]]}, which does not hold it ({len(lost)} such tensors)")
     return found
 
-# %% ../nbs/02_model.ipynb #8ac05855
+# %% ../nbs/02_model.ipynb #62c0a981
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _fit(model, weights, source, dtype=torch.float32):
@@ -874,7 +874,7 @@ def _find(name, revision=None):
     if str(name).count('/') == 1 and not str(name).startswith(('/', '.', '~')): return _fetch(str(name), revision)
     raise FileNotFoundError(f"no checkpoint {str(name)[:80]!r}: expected a folder, a Hub name such as 'state-spaces/mamba-370m', or one of the bundled {sorted(bundled)}")
 
-# %% ../nbs/02_model.ipynb #6d6a41c6
+# %% ../nbs/02_model.ipynb #14b49088
 def _usable(device):
     "A device on which tensors can be made."
     try: torch.zeros(1, device=device)
@@ -922,7 +922,7 @@ def save(
 
 Mamba.load, Mamba.save = staticmethod(load), save
 
-# %% ../nbs/02_model.ipynb #98bc23ae
+# %% ../nbs/02_model.ipynb #0644660a
 _TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'vocab.json'
 
 def _read_tokenizer(source, vocab_size):
@@ -996,7 +996,7 @@ def _picker(tokens, n, temperature, seed):
 
 Mamba.generate = generate
 
-# %% ../nbs/02_model.ipynb #e740abe5
+# %% ../nbs/02_model.ipynb #8b6b5b45
 def fingerprint(
     model, # A `Mamba`, or anything with `config` and `named_parameters()`
 )->str:    # 16 hexadecimal digits; the same for a float64 copy of float32 weights
