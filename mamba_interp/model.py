@@ -127,12 +127,19 @@ def tapped(
 )->Tensor:        # What it returned, in the type of `value`; raises ValueError unless a tensor of the same shape
     "Apply one tap and check what it returns."
     new = tap(value)
-    if not isinstance(new, Tensor): raise ValueError(f"the tap at {site} returned {type(new).__name__}, expected a tensor of shape {tuple(value.shape)}")
-    if new.shape != value.shape: raise ValueError(f"the tap at {site} returned shape {tuple(new.shape)}, expected {tuple(value.shape)}")
-    if new.is_complex(): raise ValueError(f"the tap at {site} returned complex numbers, expected {value.dtype}")
+    if not isinstance(new, Tensor):
+        raise ValueError(
+            f"the tap at {site} returned {type(new).__name__}, expected a tensor of shape "
+            f"{tuple(value.shape)}")
+    if new.shape != value.shape:
+        raise ValueError(
+            f"the tap at {site} returned shape {tuple(new.shape)}, expected {tuple(value.shape)}")
+    if new.is_complex():
+        raise ValueError(
+            f"the tap at {site} returned complex numbers, expected {value.dtype}")
     return new.to(value.dtype)
 
-# %% ../nbs/02_model.ipynb #c13a0e91
+# %% ../nbs/02_model.ipynb #ba71f86f
 class Span(NamedTuple):
     "Where a run stands in a longer sequence."
     start:int  # Index of the run's first token
@@ -158,18 +165,24 @@ def sort_taps(
 )->dict:            # Block (None outside) -> name -> function; under `state`, token (None for all) -> list of (order, function)
     "Check taps against a model's sites and sort them by block; raises ValueError for one that would do nothing."
     if not taps: return {}
-    if not isinstance(taps, dict): raise ValueError(f"taps are a dict of Site -> function, got {type(taps).__name__}")
+    if not isinstance(taps, dict):
+        raise ValueError(
+            f"taps are a dict of Site -> function, got {type(taps).__name__}")
     out, known, whole = {}, set(sites), span or Span(0, length, length, length)
     for rank, (key, tap) in enumerate(taps.items()):
         site = _known_site(key, known, sites)
         for step, (pos, one) in enumerate(getattr(tap, 'steps', None) or [(site.pos, tap)]):
-            if not callable(one): raise ValueError(f"the tap at {site} is {type(one).__name__}, expected a function of a tensor")
+            if not callable(one):
+                raise ValueError(
+                    f"the tap at {site} is {type(one).__name__}, expected a function of a tensor")
             if pos is not None: pos = whole.place(pos, str(site))
             if span is not None and hasattr(one, 'within'): one = one.within(span)
             if one is None or pos is not None and not 0 <= pos < length: continue
             mine = out.setdefault(site.layer, {})
             if site.name == 'state': mine.setdefault('state', {}).setdefault(pos, []).append(((rank, step), one))
-            elif site.name in mine: raise ValueError(f"{site} is tapped twice, as a Site and as its text: `chain` the two")
+            elif site.name in mine:
+                raise ValueError(
+                    f"{site} is tapped twice, as a Site and as its text: `chain` the two")
             else: mine[site.name] = one
     return out
 
@@ -180,7 +193,7 @@ def _known_site(key, known, sites):
     match_sites(site, sites)
     raise ValueError(f"{key!r} is no site of this model: a block is a whole number")
 
-# %% ../nbs/02_model.ipynb #444b1cc0
+# %% ../nbs/02_model.ipynb #16fdaebe
 def check_tokens(
     tokens,         # (b t) token ids: a tensor or array of any integer type, or a list of lists
     vocab_size:int, # Ids run below this
@@ -189,20 +202,29 @@ def check_tokens(
     "Return `tokens` as every model takes them."
     tokens = _ids(tokens, device)
     if tokens.ndim != 2: raise ValueError(f"expected tokens of shape (b t), got {tuple(tokens.shape)}" + ("; for one prompt hand over tokens[None]" if tokens.ndim == 1 else ''))
-    if 0 in tokens.shape: raise ValueError(f"expected at least one prompt of at least one token, got shape {tuple(tokens.shape)}")
+    if 0 in tokens.shape:
+        raise ValueError(
+            f"expected at least one prompt of at least one token, got shape {tuple(tokens.shape)}")
     low, high = tokens.min().item(), tokens.max().item()
-    if low < 0 or high >= vocab_size: raise ValueError(f"token ids run from {low} to {high}, expected 0 to {vocab_size-1}")
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"token ids run from {low} to {high}, expected 0 to {vocab_size-1}")
     return tokens
 
 def _ids(tokens, device):
     "Token ids as a tensor of int64."
     if isinstance(tokens, (list, tuple)): tokens = _from_lists(tokens, device)
     elif getattr(getattr(tokens, 'dtype', None), 'kind', '') in ('i', 'u'): tokens = torch.tensor(tokens.astype('int64'), device=device)
-    if not isinstance(tokens, Tensor): raise ValueError(f"expected token ids, a tensor of integers (b t), got {_said(tokens)}")
+    if not isinstance(tokens, Tensor):
+        raise ValueError(
+            f"expected token ids, a tensor of integers (b t), got {_said(tokens)}")
     if tokens.dtype not in _INTEGERS: raise ValueError(f"expected integer token ids, got {tokens.dtype}")
     odd = 'meta' if tokens.is_meta else 'nested' if tokens.is_nested else 'sparse' if tokens.layout != torch.strided else ''
     if odd: raise ValueError(f"expected token ids as an ordinary tensor, got a {odd} one")
-    if device is not None and tokens.device != device: raise ValueError(f"the tokens are on {tokens.device} and the model on {device}: hand over tokens.to(model.device)")
+    if device is not None and tokens.device != device:
+        raise ValueError(
+            f"the tokens are on {tokens.device} and the model on {device}: hand over "
+            f"tokens.to(model.device)")
     return tokens.long()
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
@@ -212,9 +234,14 @@ def _from_lists(tokens, device):
     rows = [o.tolist() if hasattr(o, 'tolist') else o for o in tokens]
     if any(isinstance(o, str) for o in rows): raise ValueError(f"expected token ids, got {_said(tokens)}")
     lengths = sorted({len(o) for o in rows if isinstance(o, (list, tuple))})
-    if len(lengths) > 1: raise ValueError(f"the prompts have {lengths[0]} to {lengths[-1]} tokens: make them one batch with `tokens, mask = left_pad(prompts)` and hand over attention_mask=mask")
+    if len(lengths) > 1:
+        raise ValueError(
+            f"the prompts have {lengths[0]} to {lengths[-1]} tokens: make them one batch with `tokens, "
+            f"mask = left_pad(prompts)` and hand over attention_mask=mask")
     try: return torch.tensor(rows, device=device, dtype=None if any(lengths) or not lengths and rows else torch.long)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as e: raise ValueError(f"expected token ids, lists of whole numbers of equal length, got {_said(tokens)}") from e
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
+        raise ValueError(
+            f"expected token ids, lists of whole numbers of equal length, got {_said(tokens)}") from e
 
 def _said(value):
     "What was given instead of token ids, and what to do about it."
@@ -222,14 +249,16 @@ def _said(value):
     text = isinstance(value, str) or isinstance(value, (list, tuple)) and any(isinstance(o, str) for o in value)
     return "text: hand over torch.tensor([model.tokenizer.encode(text)])" if text else type(value).__name__
 
-# %% ../nbs/02_model.ipynb #5115d53f
+# %% ../nbs/02_model.ipynb #3fbc70b1
 def left_pad(
     prompts, # Lists, or 1-D tensors, of token ids
     pad:int=0, # The id that fills up; which one makes no difference
 )->tuple:    # (b t) token ids; (b t) bool, which of them are real; raises ValueError for an empty prompt
     "Prompts of unequal length as one batch, with its `attention_mask`."
     prompts = [torch.as_tensor(o).reshape(-1) for o in prompts]
-    if not prompts or not all(len(o) for o in prompts): raise ValueError("expected at least one prompt, each of at least one token")
+    if not prompts or not all(len(o) for o in prompts):
+        raise ValueError(
+            "expected at least one prompt, each of at least one token")
     length = max(map(len, prompts))
     tokens = torch.stack([F.pad(o.long(), (length - len(o), 0), value=whole_number(pad, 'pad', 0)) for o in prompts])
     return tokens, torch.stack([torch.arange(length) >= length - len(o) for o in prompts])
@@ -242,14 +271,25 @@ def check_mask(
     "Return a mask of real tokens as the blocks take it."
     if mask is None: return None
     try: mask = torch.as_tensor(mask, device=tokens.device)
-    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"attention_mask is {type(mask).__name__}, expected 0 and 1, or false and true, of shape {tuple(tokens.shape)}") from e
-    if mask.shape != tokens.shape: raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected that of the tokens, {tuple(tokens.shape)}")
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"attention_mask is {type(mask).__name__}, expected 0 and 1, or false and true, of shape "
+            f"{tuple(tokens.shape)}") from e
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, expected that of the tokens, "
+            f"{tuple(tokens.shape)}")
     real = mask.bool()
     if not (mask == real).all(): raise ValueError("attention_mask holds other numbers than 0 and 1")
     begins = (real & ~F.pad(real, (1, 0))[:, :-1]).sum(1)
     wrong = (begins != 1).nonzero()
-    if len(wrong): raise ValueError(f"attention_mask leaves {'no token' if begins[wrong[0]] == 0 else 'a gap inside'} of prompt {wrong[0].item()}: only padding before and after a prompt can be left out")
-    if to_end and not real[:, -1].all(): raise ValueError("prompts that are continued are padded on the left, but attention_mask ends with padding")
+    if len(wrong):
+        raise ValueError(
+            f"attention_mask leaves {'no token' if begins[wrong[0]] == 0 else 'a gap inside'} of prompt "
+            f"{wrong[0].item()}: only padding before and after a prompt can be left out")
+    if to_end and not real[:, -1].all():
+        raise ValueError(
+            "prompts that are continued are padded on the left, but attention_mask ends with padding")
     return None if real.all() else real
 
 def _only(real, value):
@@ -260,9 +300,9 @@ def _tell_padding(tokens, pad):
     "Warn if some prompts of a batch begin with padding that nobody masked."
     if not isinstance(pad, int) or len(tokens) < 2 or not (tokens[:, :2] == pad).all(1).any(): return
     leading = (tokens == pad).cumprod(1).sum(1)
-    if leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
+    if leading.max() > 2 and leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
 
-# %% ../nbs/02_model.ipynb #7e8417c4
+# %% ../nbs/02_model.ipynb #21e3727a
 class Memory(NamedTuple):
     "All that a block remembers of earlier tokens."
     conv:Tensor  # (b k-1 e) the convolution's last inputs; (b k-1 c) in Mamba-2
@@ -419,7 +459,7 @@ class Mamba2Block(_Block):
         gate = self.say('gate', self.rules.apply(F.silu, z), taps)
         return self.out_proj(self.say('inner_norm', self.say('gated', self.rules.mul(ssm_out, gate), taps), taps))
 
-# %% ../nbs/02_model.ipynb #f29a06f5
+# %% ../nbs/02_model.ipynb #fc897034
 def free_memory(
     device='cpu' # A device
 )->int:          # Bytes; very many where nobody can tell
@@ -444,15 +484,20 @@ def enough_memory(
 ):
     "Raise `TooLarge`, a MemoryError, before anything is allocated, if `need` bytes are more than there are."
     free = free_memory(device)
-    if need > free: raise TooLarge(f"{what} takes {need:,} bytes ({need/2**30:,.3g} GiB), and {free/2**30:,.3g} GiB are free on {device}")
+    if need > free:
+        raise TooLarge(
+            f"{what} takes {need:,} bytes ({need/2**30:,.3g} GiB), and {free/2**30:,.3g} GiB are free on "
+            f"{device}")
 
-# %% ../nbs/02_model.ipynb #9be88eeb
+# %% ../nbs/02_model.ipynb #627fccef
 def _flag(value, name):
     if not isinstance(value, bool): raise ValueError(f"{name} is {value!r}, expected true or false")
 
 def _limits(value, name):
     good = isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(o, (int, float)) and not isinstance(o, bool) for o in value)
-    if not (good and 0 <= value[0] < value[1]): raise ValueError(f"{name} is {value!r}, expected two ascending numbers from 0, such as [0.0, Infinity]")
+    if not (good and 0 <= value[0] < value[1]):
+        raise ValueError(
+            f"{name} is {value!r}, expected two ascending numbers from 0, such as [0.0, Infinity]")
 
 def _weights_type(value, name):
     known = value is None or isinstance(getattr(torch, str(value).removeprefix('torch.'), None), torch.dtype)
@@ -471,12 +516,22 @@ def _check_fields(kind, fields, where):
     "Raise ValueError, naming the field, unless a model can be made of `fields`; MemoryError if it would not fit."
     for key, check in _CHECKS.items():
         if key in fields: check(fields[key], f'{where}: {key}')
-    if fields['time_step_min'] > fields['time_step_max']: raise ValueError(f"{where}: time_step_min {fields['time_step_min']} exceeds time_step_max {fields['time_step_max']}")
+    if fields['time_step_min'] > fields['time_step_max']:
+        raise ValueError(
+            f"{where}: time_step_min {fields['time_step_min']} exceeds time_step_max "
+            f"{fields['time_step_max']}")
     if kind == 'mamba2':
         inner, heads, size, groups = fields['expand']*fields['hidden_size'], fields['num_heads'], fields['head_dim'], fields['n_groups']
-        if heads*size != inner: raise ValueError(f"{where}: num_heads {heads} times head_dim {size} is {heads*size}, expected expand times hidden_size, {inner}")
-        if heads % groups: raise ValueError(f"{where}: n_groups is {groups}, expected a divisor of num_heads, {heads}")
-    if _bytes(kind, fields) > _MOST_BYTES: raise TooLarge(f"{_size(kind, fields, where)} takes {_bytes(kind, fields):,} bytes, which no machine has")
+        if heads*size != inner:
+            raise ValueError(
+                f"{where}: num_heads {heads} times head_dim {size} is {heads*size}, expected expand "
+                f"times hidden_size, {inner}")
+        if heads % groups:
+            raise ValueError(
+                f"{where}: n_groups is {groups}, expected a divisor of num_heads, {heads}")
+    if _bytes(kind, fields) > _MOST_BYTES:
+        raise TooLarge(
+            f"{_size(kind, fields, where)} takes {_bytes(kind, fields):,} bytes, which no machine has")
     whole_number(fields['num_hidden_layers'], f'{where}: num_hidden_layers', 1, _MOST_LAYERS)
 
 def _size(kind, fields, where):
@@ -495,14 +550,17 @@ def _bytes(kind, fields):
         block = d + d*(3*e + bc + fields['num_heads']) + (e + bc)*(k + 1) + 3*fields['num_heads'] + e
     return 4*(v*d*(1 if fields['tie_word_embeddings'] else 2) + d + fields['num_hidden_layers']*block)
 
-# %% ../nbs/02_model.ipynb #56e6c266
+# %% ../nbs/02_model.ipynb #e2e97f45
 def check_config(
     config, # `transformers.MambaConfig` or `transformers.Mamba2Config`
     where='the configuration', # Where it comes from, for the sentence
 ):          # The same; raises ValueError, naming the field, also for sizes that no machine has
     "Return `config` if a model can be made of it."
     kind = getattr(config, 'model_type', None)
-    if kind is None or not hasattr(config, 'to_dict'): raise ValueError(f"expected the configuration of a Mamba, a transformers MambaConfig or Mamba2Config, got {type(config).__name__}; a checkpoint is opened by Mamba.load")
+    if kind is None or not hasattr(config, 'to_dict'):
+        raise ValueError(
+            f"expected the configuration of a Mamba, a transformers MambaConfig or Mamba2Config, got "
+            f"{type(config).__name__}; a checkpoint is opened by Mamba.load")
     _known_kind(kind, where)
     _check_fields(kind, _sizes(config), where)
     return config
@@ -510,7 +568,10 @@ def check_config(
 def _sizes(config): return {k: v for k,v in vars(config).items() if k in _CHECKS}
 
 def _known_kind(kind, where):
-    if kind not in _KINDS: raise ValueError(f"{where} is of a model of type {kind!r}, expected 'mamba', 'mamba2', or mamba_ssm's d_model and n_layer; other architectures go through `mamba_interp.taps.Adapter`")
+    if kind not in _KINDS:
+        raise ValueError(
+            f"{where} is of a model of type {kind!r}, expected 'mamba', 'mamba2', or mamba_ssm's d_model "
+            f"and n_layer; other architectures go through `mamba_interp.taps.Adapter`")
 
 def _configured(kind, fields, where):
     "The `transformers` configuration with these fields, checked before and after."
@@ -518,7 +579,9 @@ def _configured(kind, fields, where):
     made = MambaConfig if kind == 'mamba' else Mamba2Config
     _check_fields(kind, {k: o.default for k,o in made.__dataclass_fields__.items() if k in _CHECKS} | fields, where)
     try: config = made.from_dict(fields)
-    except Exception as e: raise ValueError(f"{where} is refused by transformers: {' '.join(str(e).split())[:200]}") from e
+    except Exception as e:
+        raise ValueError(
+            f"{where} is refused by transformers: {' '.join(str(e).split())[:200]}") from e
     return check_config(config, where)
 
 def _fits(config, device, bytes=4, where='the configuration'):
@@ -534,7 +597,9 @@ def at_tokens(
     "Choose one token of each prompt."
     at = token_index(at, value.shape[1])
     if isinstance(at, int): return value[:, at]
-    if len(at) != len(value): raise ValueError(f"at holds {len(at)} tokens, expected one per prompt, {len(value)} in all")
+    if len(at) != len(value):
+        raise ValueError(
+            f"at holds {len(at)} tokens, expected one per prompt, {len(value)} in all")
     return value[torch.arange(len(value), device=value.device), torch.as_tensor(at, device=value.device)]
 
 def _view(module, rules):
@@ -544,7 +609,7 @@ def _view(module, rules):
     new.rules = rules
     return new
 
-# %% ../nbs/02_model.ipynb #8ba3ac32
+# %% ../nbs/02_model.ipynb #5e621527
 class Mamba(_Announcer):
     "A Mamba-1 or Mamba-2 language model as a pure function: `model(tokens, taps)`."
     def __init__(self,
@@ -662,12 +727,18 @@ class Mamba(_Announcer):
         real = check_mask(attention_mask, resid[..., 0])
         taps = sort_taps(taps, self._sites, resid.shape[1])
         missed = set(taps) - set(range(len(self.layers)) if layers is None else layers)
-        if missed: raise ValueError(f"taps in blocks {sorted(missed, key=str)}, which this run of blocks {list(layers or range(len(self.layers)))} does not visit")
+        if missed:
+            raise ValueError(
+                f"taps in blocks {sorted(missed, key=str)}, which this run of blocks "
+                f"{list(layers or range(len(self.layers)))} does not visit")
         return self._run(resid, taps, layers, past, real)
 
     def _check_resid(self, resid):
         good = isinstance(resid, Tensor) and resid.ndim == 3 and resid.shape[2] == self.config.hidden_size and resid.shape[1]
-        if not good: raise ValueError(f"expected a residual stream (b t {self.config.hidden_size}) of at least one token, got {tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__}")
+        if not good:
+            raise ValueError(
+                f"expected a residual stream (b t {self.config.hidden_size}) of at least one token, got "
+                f"{tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__}")
 
     def unembed(self,
         resid:Tensor, # (b t d) residual stream after the last block
@@ -680,7 +751,10 @@ class Mamba(_Announcer):
 # %% ../nbs/02_model.ipynb #981d5ec9
 def _setting(name):
     known = [*_CHECKS, *_OTHERS]
-    if name not in known: raise ValueError(f"Mamba.tiny has no setting {name[:60]!r}; did you mean {get_close_matches(name, known, 1, 0)[0]!r}?")
+    if name not in known:
+        raise ValueError(
+            f"Mamba.tiny has no setting {name[:60]!r}; did you mean "
+            f"{get_close_matches(name, known, 1, 0)[0]!r}?")
 
 def tiny(
     seed:int=0, # Seed of the random weights
@@ -733,8 +807,13 @@ _ABOUT = ('model_type', 'architectures', 'dtype', 'torch_dtype', 'transformers_v
 def _refuse(given, known, silent, where, fixed={}):
     "Raise ValueError for a setting that changes the computation and that no model here has."
     for key, value in given.items():
-        if key in fixed and value != fixed[key]: raise ValueError(f"{where}: {key!r} is {value!r}, and only {fixed[key]!r} is supported")
-        if key not in known and key not in silent and value not in _NEUTRAL: raise ValueError(f"{where}: {key!r} is {value!r}, and nothing is known of this setting; known are {', '.join(known)}")
+        if key in fixed and value != fixed[key]:
+            raise ValueError(
+                f"{where}: {key!r} is {value!r}, and only {fixed[key]!r} is supported")
+        if key not in known and key not in silent and value not in _NEUTRAL:
+            raise ValueError(
+                f"{where}: {key!r} is {value!r}, and nothing is known of this setting; known are "
+                f"{', '.join(known)}")
 
 def _from_mamba_ssm(raw, where):
     "The configuration that a `config.json` of `mamba_ssm` means."
@@ -751,8 +830,13 @@ def _from_mamba_ssm(raw, where):
         expand=ssm['expand'], use_bias=ssm['bias'], use_conv_bias=ssm['conv_bias'], tie_word_embeddings=top['tie_embeddings'], residual_in_fp32=top['residual_in_fp32'])
     if kind == 1: return _configured('mamba', fields | dict(time_step_rank=ssm['dt_rank']), where)
     width, inner = whole_number(ssm['headdim'], f'{where}: headdim'), ssm['expand']*raw['d_model']
-    if ssm['d_ssm'] not in (None, inner): raise ValueError(f"{where}: ssm_cfg: 'd_ssm' is {ssm['d_ssm']!r}, and only all of the inner width, {inner}, is supported")
-    if inner % width: raise ValueError(f"{where}: headdim is {width}, expected a divisor of expand times d_model, {inner}")
+    if ssm['d_ssm'] not in (None, inner):
+        raise ValueError(
+            f"{where}: ssm_cfg: 'd_ssm' is {ssm['d_ssm']!r}, and only all of the inner width, {inner}, "
+            f"is supported")
+    if inner % width:
+        raise ValueError(
+            f"{where}: headdim is {width}, expected a divisor of expand times d_model, {inner}")
     return _configured('mamba2', fields | dict(head_dim=width, num_heads=inner//width, n_groups=ssm['ngroups'], time_step_limit=_unbounded(ssm['dt_limit'])), where)
 
 def _unbounded(limits):
@@ -760,7 +844,7 @@ def _unbounded(limits):
     if not isinstance(limits, (list, tuple)): return limits
     return [math.inf if isinstance(o, dict) and o.get('__float__') == 'Infinity' else float(o) if type(o) is int else o for o in limits]
 
-# %% ../nbs/02_model.ipynb #964cd3b7
+# %% ../nbs/02_model.ipynb #a2645183
 def config_of(
     folder:Path # With a `config.json` of `transformers` or `mamba_ssm`
 ):              # `MambaConfig` or `Mamba2Config`; raises ValueError, naming file and field, for anything else
@@ -781,15 +865,22 @@ def _read_file(file):
     try: found = load_file(file) if file.suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except FileNotFoundError as e: raise FileNotFoundError(f"{file} is missing") from e
     except OSError as e: raise OSError(e.errno, f"{file} cannot be read: {e.strerror or e}") from e
-    except Exception as e: raise ValueError(f"{file} is truncated or no weights file ({(str(e).splitlines() or [type(e).__name__])[0][:120]})") from e
+    except Exception as e:
+        raise ValueError(
+            f"{file} is truncated or no weights file "
+            f"({(str(e).splitlines() or [type(e).__name__])[0][:120]})") from e
     return found
 
 def _tensors_of(found, file):
     "Name -> ordinary tensor, out of what a file holds; a trainer's file may keep them under a name."
     if isinstance(found, dict): found = next((found[k] for k in ('model', 'state_dict', 'model_state_dict') if isinstance(found.get(k), dict)), found)
-    if not isinstance(found, dict): raise ValueError(f"{file} holds {type(found).__name__}, expected a dict of name -> tensor")
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} holds {type(found).__name__}, expected a dict of name -> tensor")
     for name, o in found.items():
-        if not isinstance(o, Tensor) or not isinstance(name, str): raise ValueError(f"{file}: {str(name)[:80]!r} is {type(o).__name__}, expected a tensor under a name")
+        if not isinstance(o, Tensor) or not isinstance(name, str):
+            raise ValueError(
+                f"{file}: {str(name)[:80]!r} is {type(o).__name__}, expected a tensor under a name")
         odd = 'on the meta device' if o.is_meta else 'nested' if o.is_nested else 'quantised' if o.is_quantized else 'sparse' if o.layout != torch.strided else ''
         if odd: raise ValueError(f"{file}: {name!r} is {odd}, expected an ordinary tensor")
     return found
@@ -810,13 +901,18 @@ def _read_parts(folder, index):
     "The tensors of a checkpoint in several files."
     parts = read_json(index, needed=dict(weight_map=dict))['weight_map']
     wrong = next((k for k,v in parts.items() if not isinstance(v, str)), None)
-    if wrong is not None: raise ValueError(f"{index}: {wrong!r} is in {parts[wrong]!r}, expected a file's name")
+    if wrong is not None:
+        raise ValueError(
+            f"{index}: {wrong!r} is in {parts[wrong]!r}, expected a file's name")
     found = {k: v for part in sorted(set(parts.values())) for k,v in _tensors_of(_read_file(inside(folder, part)), inside(folder, part)).items()}
     lost = sorted(set(parts) - set(found))
-    if lost: raise ValueError(f"{index} names {lost[0]!r} in {parts[lost[0]]}, which does not hold it ({len(lost)} such tensors)")
+    if lost:
+        raise ValueError(
+            f"{index} names {lost[0]!r} in {parts[lost[0]]}, which does not hold it ({len(lost)} such "
+            f"tensors)")
     return found
 
-# %% ../nbs/02_model.ipynb #8ac05855
+# %% ../nbs/02_model.ipynb #62c0a981
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _fit(model, weights, source, dtype=torch.float32):
@@ -824,14 +920,27 @@ def _fit(model, weights, source, dtype=torch.float32):
     wanted, tied = {k: v.shape for k,v in model.state_dict().items()}, model.config.tie_word_embeddings
     if tied: weights = _tied(weights, source)
     missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
-    if missing or extra: raise ValueError(f"the weights in {source} do not fit its configuration: missing {missing[:3]}, unexpected {extra[:3]} ({len(missing)} and {len(extra)} in all)")
+    if missing or extra:
+        raise ValueError(
+            f"the weights in {source} do not fit its configuration: missing {missing[:3]}, unexpected "
+            f"{extra[:3]} ({len(missing)} and {len(extra)} in all)")
     wrong = [f'{k} is {tuple(weights[k].shape)}, expected {tuple(s)}' for k,s in wanted.items() if weights[k].shape != s]
-    if wrong: raise ValueError(f"the weights in {source} do not fit its configuration: {wrong[0]} ({len(wrong)} such tensors)")
+    if wrong:
+        raise ValueError(
+            f"the weights in {source} do not fit its configuration: {wrong[0]} ({len(wrong)} such "
+            f"tensors)")
     odd = [k for k,v in weights.items() if v.dtype not in _FLOATS]
-    if odd: raise ValueError(f"the weights in {source} are not plain numbers: {odd[0]} is {weights[odd[0]].dtype}, expected float16, bfloat16, float32 or float64 ({len(odd)} such tensors); undo the quantisation first")
+    if odd:
+        raise ValueError(
+            f"the weights in {source} are not plain numbers: {odd[0]} is {weights[odd[0]].dtype}, "
+            f"expected float16, bfloat16, float32 or float64 ({len(odd)} such tensors); undo the "
+            f"quantisation first")
     weights = {k: v.to(dtype) for k,v in weights.items()}
     bad = [k for k,v in weights.items() if not v.isfinite().all()]
-    if bad: raise ValueError(f"the weights in {source} are not finite as {str(dtype)[6:]}: NaN or infinity in {bad[:3]} ({len(bad)} such tensors)")
+    if bad:
+        raise ValueError(
+            f"the weights in {source} are not finite as {str(dtype)[6:]}: NaN or infinity in {bad[:3]} "
+            f"({len(bad)} such tensors)")
     model.load_state_dict(weights, assign=True)
     if tied: model.lm_head.weight = model.embeddings.weight
     return model
@@ -839,7 +948,10 @@ def _fit(model, weights, source, dtype=torch.float32):
 def _tied(weights, source):
     "Weights with embedding and unembedding, where a file keeps one of the two, or both alike."
     ends = [weights[k] for k in ('embeddings.weight', 'lm_head.weight') if k in weights]
-    if len(ends) == 2 and not (ends[0].shape == ends[1].shape and ends[0].dtype == ends[1].dtype and torch.equal(*ends)): raise ValueError(f"the weights in {source} do not fit its configuration: tie_word_embeddings is true, but lm_head.weight differs from embeddings.weight")
+    if len(ends) == 2 and not (ends[0].shape == ends[1].shape and ends[0].dtype == ends[1].dtype and torch.equal(*ends)):
+        raise ValueError(
+            f"the weights in {source} do not fit its configuration: tie_word_embeddings is true, but "
+            f"lm_head.weight differs from embeddings.weight")
     return {**weights, **dict.fromkeys(('embeddings.weight', 'lm_head.weight'), ends[0])} if ends else weights
 
 # %% ../nbs/02_model.ipynb #bfcc38f2
@@ -851,14 +963,23 @@ def _fetch(name, revision):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, '*.safetensors']))
         if not any(folder.glob('*.safetensors')): folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, 'pytorch_model*.bin*']))
         return folder
-    except Exception as e: raise FileNotFoundError(f"cannot get {name!r} from the Hugging Face Hub ({type(e).__name__}): check the name and the network; Mamba.load('house') works offline") from e
+    except Exception as e:
+        raise FileNotFoundError(
+            f"cannot get {name!r} from the Hugging Face Hub ({type(e).__name__}): check the name and the "
+            f"network; Mamba.load('house') works offline") from e
 
 def _path(name, what):
     "A path from text or a `Path`; raises ValueError for what cannot be one."
-    if not isinstance(name, (str, Path)): raise ValueError(f"{what} is {type(name).__name__}, expected text or a Path")
-    if not str(name).strip() or '\0' in str(name) or len(str(name)) > 4000: raise ValueError(f"{what} is {str(name)[:40]!r}, expected a name")
+    if not isinstance(name, (str, Path)):
+        raise ValueError(
+            f"{what} is {type(name).__name__}, expected text or a Path")
+    if not str(name).strip() or '\0' in str(name) or len(str(name)) > 4000:
+        raise ValueError(
+            f"{what} is {str(name)[:40]!r}, expected a name")
     try: return Path(name).expanduser()
-    except RuntimeError as e: raise FileNotFoundError(f"{what} is {str(name)!r}, but there is no such home folder") from e
+    except RuntimeError as e:
+        raise FileNotFoundError(
+            f"{what} is {str(name)!r}, but there is no such home folder") from e
 
 def _find(name, revision=None):
     "The folder of a checkpoint: bundled, local, or from the Hub."
@@ -868,24 +989,37 @@ def _find(name, revision=None):
     try: kind = 'folder' if folder.is_dir() else 'file' if folder.exists() else ''
     except OSError as e: raise FileNotFoundError(f"no checkpoint {str(name)[:80]!r}: {e.strerror}") from e
     if kind == 'folder':
-        if not (settle(folder)/'config.json').exists(): raise FileNotFoundError(f"{folder} is no checkpoint: expected a config.json in it")
+        if not (settle(folder)/'config.json').exists():
+            raise FileNotFoundError(
+                f"{folder} is no checkpoint: expected a config.json in it")
         return folder
-    if kind == 'file': raise FileNotFoundError(f"{folder} is a file, expected the folder of a checkpoint, with config.json and its weights")
+    if kind == 'file':
+        raise FileNotFoundError(
+            f"{folder} is a file, expected the folder of a checkpoint, with config.json and its weights")
     if str(name).count('/') == 1 and not str(name).startswith(('/', '.', '~')): return _fetch(str(name), revision)
-    raise FileNotFoundError(f"no checkpoint {str(name)[:80]!r}: expected a folder, a Hub name such as 'state-spaces/mamba-370m', or one of the bundled {sorted(bundled)}")
+    raise FileNotFoundError(
+        f"no checkpoint {str(name)[:80]!r}: expected a folder, a Hub name such as "
+        f"'state-spaces/mamba-370m', or one of the bundled {sorted(bundled)}")
 
-# %% ../nbs/02_model.ipynb #6d6a41c6
+# %% ../nbs/02_model.ipynb #14b49088
 def _usable(device):
     "A device on which tensors can be made."
     try: torch.zeros(1, device=device)
-    except Exception as e: raise ValueError(f"device is {device!r}, and no tensor can be made there ({' '.join(str(e).split())[:80]}); expected 'cpu', 'cuda' or another that this torch has") from e
-    if torch.device(device).type == 'meta': raise ValueError("device is 'meta', where there are no numbers; expected 'cpu', 'cuda' or another")
+    except Exception as e:
+        raise ValueError(
+            f"device is {device!r}, and no tensor can be made there ({' '.join(str(e).split())[:80]}); "
+            f"expected 'cpu', 'cuda' or another that this torch has") from e
+    if torch.device(device).type == 'meta':
+        raise ValueError(
+            "device is 'meta', where there are no numbers; expected 'cpu', 'cuda' or another")
     return torch.device(device)
 
 def _float(dtype):
     "A type that weights can have; text names it too."
     kind = torch.float32 if dtype is None else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if kind not in _FLOATS: raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(map(str, _FLOATS))}")
+    if kind not in _FLOATS:
+        raise ValueError(
+            f"dtype is {dtype!r}, expected one of {', '.join(map(str, _FLOATS))}")
     return kind
 
 def load(
@@ -896,7 +1030,9 @@ def load(
 )->Mamba:              # In eval mode; raises FileNotFoundError or ValueError, saying what is wrong
     "Load a checkpoint in `transformers` or `mamba_ssm` layout."
     dtype, device = _float(dtype), _usable(device)
-    if not isinstance(revision, (str, type(None))): raise ValueError(f"revision is {revision!r}, expected text")
+    if not isinstance(revision, (str, type(None))):
+        raise ValueError(
+            f"revision is {revision!r}, expected text")
     folder = _find(name, revision)
     config = config_of(folder)
     _fits(config, device, torch.finfo(dtype).bits//8, folder/'config.json')
@@ -922,7 +1058,7 @@ def save(
 
 Mamba.load, Mamba.save = staticmethod(load), save
 
-# %% ../nbs/02_model.ipynb #98bc23ae
+# %% ../nbs/02_model.ipynb #0644660a
 _TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'vocab.json'
 
 def _read_tokenizer(source, vocab_size):
@@ -931,9 +1067,14 @@ def _read_tokenizer(source, vocab_size):
     try: found = AutoTokenizer.from_pretrained(source)
     except BaseException as e: # a damaged file can end in a panic of the Rust library, which is no Exception
         if isinstance(e, (KeyboardInterrupt, SystemExit)): raise
-        raise ValueError(f"the tokenizer of {source} cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:120]}); set model.tokenizer to another, or to None") from e
+        raise ValueError(
+            f"the tokenizer of {source} cannot be read ({type(e).__name__}: "
+            f"{' '.join(str(e).split())[:120]}); set model.tokenizer to another, or to None") from e
     if not len(found): raise ValueError(f"the tokenizer of {source} has no tokens")
-    if len(found) > vocab_size: raise ValueError(f"the tokenizer of {source} has {len(found)} tokens, and the model {vocab_size}: it belongs to another model")
+    if len(found) > vocab_size:
+        raise ValueError(
+            f"the tokenizer of {source} has {len(found)} tokens, and the model {vocab_size}: it belongs "
+            f"to another model")
     return found
 
 def _own_tokenizer(self):
@@ -947,7 +1088,10 @@ def tokenizer(self:Mamba):
     found = _own_tokenizer(self)
     if found is None and self._tokenizer is ... and self.source is not None:
         if self.config.vocab_size in (50280, 50288): self._tokenizer = found = _read_tokenizer('EleutherAI/gpt-neox-20b', self.config.vocab_size)
-        elif (self.source/'tokenizer_config.json').exists(): raise ValueError(f"{self.source} has a tokenizer_config.json, but none of {', '.join(_TOKENIZERS)}; set model.tokenizer, perhaps to None")
+        elif (self.source/'tokenizer_config.json').exists():
+            raise ValueError(
+                f"{self.source} has a tokenizer_config.json, but none of {', '.join(_TOKENIZERS)}; set "
+                f"model.tokenizer, perhaps to None")
     return found
 
 def _tokenizer_files(self):
@@ -977,7 +1121,10 @@ def generate(
     for step in range(n):
         span = Span(length + step - new.shape[1], new.shape[1], length, length + n - 1)
         mine = sort_taps(taps, self._sites, new.shape[1], span)
-        if step and any('attention' in o for o in mine.values()): raise ValueError("`attention` is announced within one run, and a new token is a run of its own: tap it at tokens of the prompt")
+        if step and any('attention' in o for o in mine.values()):
+            raise ValueError(
+                "`attention` is announced within one run, and a new token is a run of its own: tap it "
+                "at tokens of the prompt")
         resid, past = self._run(self._embed(new, mine), mine, past=past, real=None if step else real)
         new = pick(self._unembed(resid, mine)[:, -1])
         tokens = torch.cat([tokens, new], 1)
@@ -987,7 +1134,10 @@ def _picker(tokens, n, temperature, seed):
     "A function from logits (b v) to the next token (b 1)."
     whole_number(n, 'n', 0)
     temperature = real_number(temperature, 'temperature', 0)
-    if 0 < temperature < 1e-6: raise ValueError(f"temperature is {temperature:g}, expected 0, which takes the likeliest token, or at least 1e-06")
+    if 0 < temperature < 1e-6:
+        raise ValueError(
+            f"temperature is {temperature:g}, expected 0, which takes the likeliest token, or at least "
+            f"1e-06")
     rng = None if seed is None else torch.Generator(tokens.device).manual_seed(whole_number(seed, 'seed', 0, 2**63 - 1))
     def pick(logits):
         if logits.isnan().any(): raise ValueError("the logits are not a number (NaN): no token can be chosen")
@@ -996,7 +1146,7 @@ def _picker(tokens, n, temperature, seed):
 
 Mamba.generate = generate
 
-# %% ../nbs/02_model.ipynb #e740abe5
+# %% ../nbs/02_model.ipynb #8b6b5b45
 def fingerprint(
     model, # A `Mamba`, or anything with `config` and `named_parameters()`
 )->str:    # 16 hexadecimal digits; the same for a float64 copy of float32 weights

@@ -57,7 +57,10 @@ def token_mask(
     "Where `at` points, as a mask."
     batch, length = shape[:2]
     one_each = isinstance(at, Tensor) and at.ndim == 1
-    if one_each and len(at) != batch: raise ValueError(f"expected one token per prompt, {batch} in all, got {len(at)}; for the same tokens in every prompt give a list")
+    if one_each and len(at) != batch:
+        raise ValueError(
+            f"expected one token per prompt, {batch} in all, got {len(at)}; for the same tokens in every "
+            f"prompt give a list")
     each = range(length) if at is None else (span or Span(0, length, length, length)).place(at)
     each = torch.as_tensor(each, device=device).reshape(-1, 1)
     mask = each == torch.arange(length, device=device)
@@ -124,7 +127,9 @@ def record(
 # %% ../nbs/03_taps.ipynb #dbe2c8a1
 def _put(site, new, at, does):
     "A tap that sets `site` to `new` (a tensor, or a function of the old value) at the tokens `at`."
-    if not callable(new) and not isinstance(new, Tensor): raise ValueError(f"{site} is replaced by {type(new).__name__}, expected a tensor")
+    if not callable(new) and not isinstance(new, Tensor):
+        raise ValueError(
+            f"{site} is replaced by {type(new).__name__}, expected a tensor")
     return Tap(does, new, at)
 
 def replace(
@@ -138,7 +143,10 @@ def replace(
         elif site.pos is not None: taps[site] = Tap('replace', lambda old, new=value: new.to(old).expand_as(old) if new.ndim == old.ndim and len(new) == 1 else new.to(old))
         else:
             where = token_mask(at, value.shape)[..., 0, 0]
-            if (where != where[:1]).any(): raise ValueError("`state` is replaced at the same tokens in every prompt; replace prompt by prompt instead")
+            if (where != where[:1]).any():
+                raise ValueError(
+                    "`state` is replaced at the same tokens in every prompt; replace prompt by prompt "
+                    "instead")
             steps = {site._replace(pos=t): value[:, t] for t in range(value.shape[1]) if where[0, t]}
             taps |= replace(steps)
     return taps
@@ -151,7 +159,9 @@ def mean_over_prompts(
     "The mean at each token over the prompts that have it: what fills up a shorter prompt does not count."
     if end is None: return value.mean(0, keepdim=True)
     end = torch.as_tensor(token_index(end, value.shape[1], 'end'), device=value.device)
-    if end.shape != value.shape[:1]: raise ValueError(f"end has shape {tuple(end.shape)}, expected one token per prompt, {len(value)} in all")
+    if end.shape != value.shape[:1]:
+        raise ValueError(
+            f"end has shape {tuple(end.shape)}, expected one token per prompt, {len(value)} in all")
     real = torch.arange(value.shape[1], device=value.device) <= end[:, None]
     real = (real | ~real.any(0)).reshape(*value.shape[:2], *[1]*(value.ndim - 2))
     return value.masked_fill(~real, 0).sum(0, keepdim=True)/real.sum(0, keepdim=True)
@@ -167,7 +177,9 @@ def ablate(
     "Take activations away."
     sites, how = model.sites(sites), one_of(how, 'how', ('zero', 'mean', 'resample'))
     if how == 'zero':
-        if at is not None and any(s.name == 'state' for s in sites): raise ValueError("to zero `state` at some tokens, name them in the site, as in '3.state@7'")
+        if at is not None and any(s.name == 'state' for s in sites):
+            raise ValueError(
+                "to zero `state` at some tokens, name them in the site, as in '3.state@7'")
         return {s: Tap('zero', torch.zeros_like, at) for s in sites}
     if source is None: raise ValueError(f"{how!r} needs source: the prompts whose activations to use")
     seen = record(model, source, sites)
@@ -184,10 +196,15 @@ def steer(
     "Add `scale * direction` to an activation."
     site, scale = Site.parse(site), real_number(scale, 'scale')
     direction = torch.as_tensor(direction)
-    if not direction.isfinite().all(): raise ValueError(f"the direction at {site} has numbers that are not finite")
+    if not direction.isfinite().all():
+        raise ValueError(
+            f"the direction at {site} has numbers that are not finite")
     def add(old):
         try: return old + (scale*direction.to(old)).expand(old.shape)
-        except RuntimeError as e: raise ValueError(f"the direction at {site} has shape {tuple(direction.shape)}, expected ({old.shape[-1]}), or one that broadcasts against {tuple(old.shape)}") from e
+        except RuntimeError as e:
+            raise ValueError(
+                f"the direction at {site} has shape {tuple(direction.shape)}, expected "
+                f"({old.shape[-1]}), or one that broadcasts against {tuple(old.shape)}") from e
     return {site: Tap(f'add {scale:g} of a direction', add, at)}
 
 # %% ../nbs/03_taps.ipynb #f164eee8
@@ -201,17 +218,26 @@ def _opened(name, tokenizer):
     folder = _path(name, 'the model of the adapter')
     where = str(folder if folder.is_dir() else name)
     try: inner = AutoModelForCausalLM.from_pretrained(where).eval()
-    except Exception as e: raise ValueError(f"transformers cannot open {where!r} as a causal language model ({type(e).__name__}: {' '.join(str(e).split())[:160]})") from e
+    except Exception as e:
+        raise ValueError(
+            f"transformers cannot open {where!r} as a causal language model ({type(e).__name__}: "
+            f"{' '.join(str(e).split())[:160]})") from e
     if tokenizer is not None or folder.is_dir() and not any(any(folder.glob(o)) for o in ('tokenizer*', 'vocab*')): return inner, tokenizer
     try: return inner, AutoTokenizer.from_pretrained(where)
-    except Exception as e: raise ValueError(f"the tokenizer of {where!r} cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:120]}); hand over another as Adapter(name, tokenizer)") from e
+    except Exception as e:
+        raise ValueError(
+            f"the tokenizer of {where!r} cannot be read ({type(e).__name__}: "
+            f"{' '.join(str(e).split())[:120]}); hand over another as Adapter(name, tokenizer)") from e
 
 def _block_paths(inner, n_layers):
     "Where embedding, blocks and last norm of a `transformers` model are."
     base = inner.base_model
     layers = next((k for k,v in base.named_children() if isinstance(v, torch.nn.ModuleList) and len(v) == n_layers), None)
     norm = next((k for k,v in reversed(list(base.named_children())) if 'norm' in k), None)
-    if layers is None or norm is None: raise ValueError(f"{type(inner).__name__} has no list of {n_layers} blocks followed by a norm: no adapter for it")
+    if layers is None or norm is None:
+        raise ValueError(
+            f"{type(inner).__name__} has no list of {n_layers} blocks followed by a norm: no adapter for "
+            f"it")
     prefix = _module_path(inner, base)
     return dict(embed=_module_path(inner, inner.get_input_embeddings()), layers=f'{prefix}.{layers}', norm=f'{prefix}.{norm}')
 
@@ -226,8 +252,13 @@ class Adapter:
         import nnsight
         named = isinstance(model, (str, Path))
         if named and not remote: model, tokenizer = _opened(model, tokenizer)
-        if isinstance(model, Mamba): raise ValueError("this is a Mamba, which needs no adapter: call it as it is")
-        if not named and not (hasattr(model, 'base_model') and hasattr(getattr(model, 'config', None), 'num_hidden_layers')): raise ValueError(f"expected a transformers causal language model or the name of one, got {type(model).__name__}")
+        if isinstance(model, Mamba):
+            raise ValueError(
+                "this is a Mamba, which needs no adapter: call it as it is")
+        if not named and not (hasattr(model, 'base_model') and hasattr(getattr(model, 'config', None), 'num_hidden_layers')):
+            raise ValueError(
+                f"expected a transformers causal language model or the name of one, got "
+                f"{type(model).__name__}")
         if named and remote: self.view = nnsight.LanguageModel(str(model), **({} if tokenizer is None else dict(tokenizer=tokenizer)))
         else: self.view = nnsight.NNsight(model)
         self.inner, self.remote, self._masks = self.view._module, remote, None
@@ -279,7 +310,11 @@ class Adapter:
             with torch.no_grad(): alone, padded = self._run(short, {})[:, -1], self._run(tokens, {}, mask)[:, -1]
             self._masks = ((padded - alone).norm()/alone.norm()).item(), max(1e-5, 4*torch.finfo(alone.dtype).eps)
         off, bar = self._masks
-        if not off <= bar: raise ValueError(f"{type(self.inner).__name__} does not leave padded prompts as if they were alone (logits {off:.1e} off, attention_mask given): hand over prompts of one length at a time")
+        if not off <= bar:
+            raise ValueError(
+                f"{type(self.inner).__name__} does not leave padded prompts as if they were alone "
+                f"(logits {off:.1e} off, attention_mask given): hand over prompts of one length at a "
+                f"time")
 
     @torch.no_grad()
     def generate(self,
