@@ -21,13 +21,17 @@ def _walk_zst(f, path):
     size = os.fstat(f.fileno()).st_size
     def take(n):
         data = f.read(n)
-        if len(data) < n: raise ValueError(f"{path} is cut short after {size:,} bytes: a Zstandard frame has no end; fetch the file again")
+        if len(data) < n:
+            raise ValueError(f"{path} is cut short after {size:,} bytes: a Zstandard frame has no end; fetch "
+                             f"the file again")
         return int.from_bytes(data, 'little')
     while f.tell() < size:
         start, magic = f.tell(), take(4)
         if magic >> 4 == 0x184D2A5: f.seek(take(4), 1)  # a frame to be skipped
         elif magic == 0xFD2FB528: _walk_frame(f, take)
-        else: raise ValueError(f"{path} is no Zstandard file: bytes {magic.to_bytes(4, 'little').hex()} at {start:,}, expected 28b52ffd")
+        else:
+            raise ValueError(f"{path} is no Zstandard file: bytes {magic.to_bytes(4, 'little').hex()} at "
+                             f"{start:,}, expected 28b52ffd")
     if f.tell() > size: f.seek(0, 2), take(1)
     f.seek(0)
 
@@ -49,7 +53,8 @@ def _unpacked(path):
     with path.open('rb') as f:
         kind = path.suffix.lower()
         packed = kind in ('.zst', '.gz')
-        if packed and not os.fstat(f.fileno()).st_size: raise ValueError(f"{path} is empty, expected a {kind} file")
+        if packed and not os.fstat(f.fileno()).st_size:
+            raise ValueError(f"{path} is empty, expected a {kind} file")
         if kind == '.zst':
             _walk_zst(f, path)
             yield zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(f, read_across_frames=True)
@@ -75,11 +80,16 @@ def _decoded(path):
         try: return decoder.decode(block, final)
         except UnicodeDecodeError as e:
             byte, at = e.object[e.start], line + e.object[:e.start].count(b'\n')
-            raise ValueError(f"line {at} of {path} is not UTF-8 (byte {byte:#04x}): convert it first, as with iconv -f latin1 -t utf8") from e
+            raise ValueError(f"line {at} of {path} is not UTF-8 (byte {byte:#04x}): convert it first, as "
+                             f"with iconv -f latin1 -t utf8") from e
     for block in _blocks(path):
-        if first and block[:2] in (b'\xff\xfe', b'\xfe\xff'): raise ValueError(f"{path} begins with the mark of UTF-16, expected UTF-8: convert it first, as with iconv -f utf16 -t utf8")
+        if first and block[:2] in (b'\xff\xfe', b'\xfe\xff'):
+            raise ValueError(f"{path} begins with the mark of UTF-16, expected UTF-8: convert it first, as "
+                             f"with iconv -f utf16 -t utf8")
         first, text = False, part(block)
-        if '\0' in text: raise ValueError(f"line {line + text[:text.index(chr(0))].count(chr(10))} of {path} holds a NUL character: it is UTF-16 or no text, expected UTF-8")
+        if '\0' in text:
+            raise ValueError(f"line {line + text[:text.index(chr(0))].count(chr(10))} of {path} holds a NUL "
+                             f"character: it is UTF-16 or no text, expected UTF-8")
         if text: yield text
         line += text.count('\n')
     if text := part(b'', True): yield text
@@ -97,21 +107,30 @@ def _lines(path):
             parts, size, line = [], 0, line + 1
         parts.append(rest)
         size += len(rest)
-        if size > LONGEST: raise ValueError(f"line {line} of {path} has more than {LONGEST:,} characters: it is no document, or cut it first")
+        if size > LONGEST:
+            raise ValueError(f"line {line} of {path} has more than {LONGEST:,} characters: it is no "
+                             f"document, or cut it first")
     if size: yield ''.join(parts)
 
 def _utf8(text, where):
     "The same text; raises ValueError for half of a surrogate pair, which no tokenizer takes."
     try: text.isascii() or text.encode()
-    except UnicodeEncodeError as e: raise ValueError(f"{where} holds half of a surrogate pair ({text[e.start]!r} at character {e.start:,}): mend or leave out this document") from e
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{where} holds half of a surrogate pair ({text[e.start]!r} at character "
+                         f"{e.start:,}): mend or leave out this document") from e
     return text
 
 # %% ../nbs/06_text.ipynb #bb3e56ec
 def _field(value, column, where):
     "The text of a document; raises ValueError if it has none."
-    if not isinstance(value, dict): raise ValueError(f"{where} holds {type(value).__name__}, expected an object with {column!r}")
-    if column not in value: raise ValueError(f"{where} has no {column!r}; it has {', '.join(map(repr, list(value)[:12])) or 'nothing'}")
-    if not isinstance(value[column], str): raise ValueError(f"{where}: {column!r} is {str(value[column])[:40]!r} ({type(value[column]).__name__}), expected text")
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds {type(value).__name__}, expected an object with {column!r}")
+    if column not in value:
+        raise ValueError(f"{where} has no {column!r}; it has "
+                         f"{', '.join(map(repr, list(value)[:12])) or 'nothing'}")
+    if not isinstance(value[column], str):
+        raise ValueError(f"{where}: {column!r} is {str(value[column])[:40]!r} "
+                         f"({type(value[column]).__name__}), expected text")
     return _utf8(value[column], where)
 
 def _json_lines(path, column, skip):
@@ -119,7 +138,8 @@ def _json_lines(path, column, skip):
         if i < skip or not line.strip(): continue
         where = f'line {i+1} of {path}'
         try: value = json.loads(line)
-        except (ValueError, RecursionError) as e: raise ValueError(f"{where} is not a JSON object with a {column!r}: {str(e)[:80]}") from e
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{where} is not a JSON object with a {column!r}: {str(e)[:80]}") from e
         yield i, where, [_field(value, column, where)]
 
 def _csv(path, column, skip):
@@ -129,12 +149,14 @@ def _csv(path, column, skip):
     if names is None: return
     for i in range(2**62):
         if (row := _csv_row(rows, path)) is None: return
-        if i >= skip and row: yield i, (where := f'line {rows.line_num} of {path}'), [_field(dict(zip(names, row)), column, where)]
+        if i >= skip and row:
+            yield i, (where := f'line {rows.line_num} of {path}'), [_field(dict(zip(names, row)), column, where)]
 
 def _csv_row(rows, path):
     limit = csv.field_size_limit(LONGEST)
     try: return next(rows, None)
-    except csv.Error as e: raise ValueError(f"line {rows.line_num} of {path} is no row of a table: {e}") from e
+    except csv.Error as e:
+        raise ValueError(f"line {rows.line_num} of {path} is no row of a table: {e}") from e
     finally: csv.field_size_limit(limit)
 
 # %% ../nbs/06_text.ipynb #1df0b000
@@ -142,14 +164,18 @@ def _parquet(path, column, skip, at_once=64):
     import pyarrow, pyarrow.parquet
     try:
         with pyarrow.parquet.ParquetFile(path) as f:
-            if column not in f.schema_arrow.names: raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, f.schema_arrow.names[:12]))}")
+            if column not in f.schema_arrow.names:
+                raise ValueError(f"{path} has no column {column!r}; it has "
+                                 f"{', '.join(map(repr, f.schema_arrow.names[:12]))}")
             i = 0
             for batch in f.iter_batches(at_once, columns=[column]):
                 values = batch.column(0).to_pylist() if i + len(batch) > skip else []
                 for k,value in enumerate(values, i):
-                    if k >= skip: yield k, (where := f'row {k+1} of {path}'), [_field({column: value}, column, where)]
+                    if k >= skip:
+                        yield k, (where := f'row {k+1} of {path}'), [_field({column: value}, column, where)]
                 i += len(batch)
-    except pyarrow.ArrowException as e: raise ValueError(f"{path} is damaged or no Parquet file: {str(e).splitlines()[0]}") from e
+    except pyarrow.ArrowException as e:
+        raise ValueError(f"{path} is damaged or no Parquet file: {str(e).splitlines()[0]}") from e
 
 def _whole(path, column, skip):
     if not skip: yield 0, str(path), _decoded(path)
@@ -165,29 +191,43 @@ def _documents(path, column, skip=0):
 # %% ../nbs/06_text.ipynb #e42eeab3
 def _files(path):
     "The files that a path stands for."
-    if not path.exists(): raise FileNotFoundError(f"there is no file or folder {path}; a Hugging Face data set is written 'hf:owner/name'")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}; a Hugging Face data set is written "
+                                f"'hf:owner/name'")
     found = [o for o in (sorted(path.rglob('*')) if path.is_dir() else [path]) if o.is_file() and o.name.lower().endswith(tuple(_READERS))]
-    if not found: raise ValueError(f"{path} is or holds no {', '.join(_KINDS)} file (.gz and .zst as well), nor .parquet")
+    if not found:
+        raise ValueError(f"{path} is or holds no {', '.join(_KINDS)} file (.gz and .zst as well), nor "
+                         f".parquet")
     return found
 
 def _paths(paths):
     "A list of paths, as text; raises ValueError for anything else."
     many = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    if not isinstance(many, Iterable) or isinstance(many, (bytes, dict)): raise ValueError(f"expected a file, a folder, 'hf:owner/name' or a list of these, got {type(paths).__name__}")
+    if not isinstance(many, Iterable) or isinstance(many, (bytes, dict)):
+        raise ValueError(f"expected a file, a folder, 'hf:owner/name' or a list of these, got "
+                         f"{type(paths).__name__}")
     many = list(many)
     bad = [o for o in many if not isinstance(o, (str, os.PathLike)) or not str(o).strip() or '\0' in str(o)]
-    if bad or not many: raise ValueError(f"expected a file, a folder, 'hf:owner/name' or a list of these, got {bad[0] if bad else many!r}" + ("; token ids are given as an array" if bad and isinstance(bad[0], int) else ''))
+    if bad or not many:
+        raise ValueError(f"expected a file, a folder, 'hf:owner/name' or a list of these, got "
+                         f"{bad[0] if bad else many!r}" + ("; token ids are given as an "
+                                                           "array" if bad and isinstance(bad[0], int) else ''))
     text = next((str(o) for o in many if '\n' in str(o) or len(Path(str(o)).name.encode()) > 255), None)
-    if text: raise ValueError(f"{text[:30]!r}… is no path: documents themselves are given as datasets.Dataset.from_dict(dict(text=texts))")
+    if text:
+        raise ValueError(f"{text[:30]!r}… is no path: documents themselves are given as "
+                         f"datasets.Dataset.from_dict(dict(text=texts))")
     return [str(o) for o in many]
 
 def _hub_name(name):
     "The parts of `'owner/name:config'`; raises ValueError for what names no data set."
     folder = Path(name.split(':')[0])
-    if folder.is_absolute() and not folder.exists(): raise FileNotFoundError(f"cannot stream the data set {name}: there is no such folder")
+    if folder.is_absolute() and not folder.exists():
+        raise FileNotFoundError(f"cannot stream the data set {name}: there is no such folder")
     known = re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[^:]+)?', name) and not re.search(r'(^|/)\.', name)
     local = folder.is_absolute() and folder.is_dir() and '..' not in folder.parts and not Path.cwd().is_relative_to(folder)
-    if not (known or local): raise ValueError(f"{f'hf:{name}'!r} names no data set: expected 'hf:owner/name', 'hf:owner/name:config', or 'hf:' and the whole path of a folder of data")
+    if not (known or local):
+        raise ValueError(f"{f'hf:{name}'!r} names no data set: expected 'hf:owner/name', "
+                         f"'hf:owner/name:config', or 'hf:' and the whole path of a folder of data")
     return name.split(':')
 
 # %% ../nbs/06_text.ipynb #ea13aed5
@@ -198,7 +238,9 @@ def stream_dataset(
     import datasets
     parts = _hub_name(name)
     try: return datasets.load_dataset(*parts, split='train', streaming=True)
-    except Exception as e: raise OSError(f"cannot stream the data set {name}: {(str(e).splitlines() or [type(e).__name__])[0]}") from e
+    except Exception as e:
+        raise OSError(f"cannot stream the data set {name}: "
+                      f"{(str(e).splitlines() or [type(e).__name__])[0]}") from e
 
 def _rows_of(rows, name, column):
     "Place and text of each row of a data set."
@@ -206,7 +248,9 @@ def _rows_of(rows, name, column):
     while True:
         try: o = next(rows)
         except StopIteration: return
-        except Exception as e: raise OSError(f"the data set{name} cannot be read on from row {i+1:,}: {(str(e).splitlines() or [type(e).__name__])[0]}") from e
+        except Exception as e:
+            raise OSError(f"the data set{name} cannot be read on from row {i+1:,}: "
+                          f"{(str(e).splitlines() or [type(e).__name__])[0]}") from e
         i += 1
         if column not in o: raise KeyError(f'the data set{name} has no column {column!r}; it has {sorted(o)}')
         yield (where := f'row {i:,} of the data set{name}'), _field(o, column, where)
@@ -217,7 +261,9 @@ def _joined(blocks, where, most=16*LONGEST):
     for o in blocks:
         parts.append(o)
         size += len(o)
-        if size > most: raise ValueError(f"{where} has more than {most:,} characters, too many to hold at once: Rows reads it in pieces")
+        if size > most:
+            raise ValueError(f"{where} has more than {most:,} characters, too many to hold at once: Rows "
+                             f"reads it in pieces")
     return ''.join(parts)
 
 def read_texts(
@@ -263,22 +309,30 @@ def pieces(
         rest, skip = rest + block[skip:], max(0, skip - len(block))
         while len(rest) > size:
             if (found := _cut(rest[:size], tokenizer)) is None:
-                if size >= UNCUT: raise ValueError(f"{where} has {size:,} characters, from character {start:,} on, without a place where this tokenizer can cut it: break it into lines or documents")
+                if size >= UNCUT:
+                    raise ValueError(f"{where} has {size:,} characters, from character {start:,} on, without "
+                                     f"a place where this tokenizer can cut it: break it into lines or "
+                                     f"documents")
                 size *= 2
                 continue
             end, begin = found
             yield start, rest[:end]
             start, rest, size = start + begin, rest[begin:], PIECE
-    if start and not rest: raise ValueError(f"{where} has no character {start:,}, at which a saved position lies: it is another text, or the position is damaged")
+    if start and not rest:
+        raise ValueError(f"{where} has no character {start:,}, at which a saved position lies: it is another "
+                         f"text, or the position is damaged")
     yield start, rest
 
 def checked_texts(
     texts # Iterable of documents
 ):        # Yields `str`; raises ValueError, naming the document's number, for what is no text
     "The same documents, each of which a tokenizer can take."
-    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable): raise ValueError(f"expected a list of documents, or what read_texts gives, got {type(texts).__name__}")
+    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
+        raise ValueError(f"expected a list of documents, or what read_texts gives, got "
+                         f"{type(texts).__name__}")
     for i,o in enumerate(texts, 1):
-        if not isinstance(o, str): raise ValueError(f"document {i:,} is {str(o)[:40]!r} ({type(o).__name__}), expected text")
+        if not isinstance(o, str):
+            raise ValueError(f"document {i:,} is {str(o)[:40]!r} ({type(o).__name__}), expected text")
         yield _utf8(o, f'document {i:,}')
 
 # %% ../nbs/06_text.ipynb #540be01d
@@ -286,7 +340,9 @@ def _datasets():
     "The module, of a version whose streams can be resumed."
     import datasets
     version = tuple(int(o) for o in re.findall(r'\d+', datasets.__version__)[:2])
-    if version < (5, 1): raise ValueError(f"datasets {datasets.__version__} goes on at a wrong place when a stream is resumed, expected 5.1 or later: pip install -U datasets")
+    if version < (5, 1):
+        raise ValueError(f"datasets {datasets.__version__} goes on at a wrong place when a stream is "
+                         f"resumed, expected 5.1 or later: pip install -U datasets")
     return datasets
 
 class _Files:
@@ -299,7 +355,9 @@ class _Files:
     def read(self, place):
         "Place, name and blocks of each document from `place` on."
         good = place is None or isinstance(place, (list, tuple)) and len(place) == 2
-        if not good: raise ValueError(f"a position in files is {place!r}, expected the number of a file and of a document in it")
+        if not good:
+            raise ValueError(f"a position in files is {place!r}, expected the number of a file and of a "
+                             f"document in it")
         first, skip = (whole_number(o, 'a position in files', 0) for o in place or (0, 0))
         for f in range(first, len(self.files)):
             for i,where,blocks in _documents(self.files[f], self.column, skip):
@@ -355,7 +413,9 @@ def open_text(
     world:int=1, # Number of processes: each gets whole files if they can be dealt out evenly, else every `world`-th document
 ):              # Has `read(place)`, which yields (place, name, blocks) of each document, and `digest()`
     "Open a text that can be read on from a place in it."
-    if isinstance(source, dict): raise ValueError(f"expected one split of a data set, got a dict of {list(source)}: choose one of them")
+    if isinstance(source, dict):
+        raise ValueError(f"expected one split of a data set, got a dict of {list(source)}: choose one of "
+                         f"them")
     if type(source).__module__.split('.')[0] == 'datasets': return _open_dataset(source, column, rank, world)
     paths = _paths(source)
     hub = [o.startswith('hf:') for o in paths]
@@ -369,7 +429,8 @@ def _open_dataset(data, column, rank, world):
     if isinstance(data, datasets.Dataset):
         if not len(data): raise ValueError("there is no text to read: the data set is empty")
         data = data.to_iterable_dataset()
-    if not isinstance(data, datasets.IterableDataset): raise ValueError(f"expected a Dataset or an IterableDataset, got {type(data).__name__}")
+    if not isinstance(data, datasets.IterableDataset):
+        raise ValueError(f"expected a Dataset or an IterableDataset, got {type(data).__name__}")
     data = split_dataset_by_node(data, rank, world)  # in a world of 1, a copy with a place of its own
     if _exact(data._ex_iterable): return _Streamed(data, column)
     def begin():
