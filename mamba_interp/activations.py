@@ -19,7 +19,7 @@ from .model import Mamba
 from .sites import Site
 from .taps import Tap
 from .tasks import bos_id, encode
-from .text import open_text, pieces
+from .text import checked_tokenizer, open_text, pieces
 
 # %% ../nbs/13_activations.ipynb #680da301
 def token_sites(
@@ -113,8 +113,7 @@ class Rows:
         self.world = whole_number(world, 'world')
         self.rank = whole_number(rank, 'rank', 0, self.world - 1)
         self.length, self.column, self.tokenizer = whole_number(length, 'length', 2), column, tokenizer
-        if tokenizer is not None and not (callable(getattr(tokenizer, 'encode', None)) and hasattr(tokenizer, 'get_vocab')):
-            raise ValueError(f"expected a tokenizer, such as model.tokenizer, got {type(tokenizer).__name__}")
+        if tokenizer is not None: checked_tokenizer(tokenizer)
         self.mark = bos_id(tokenizer) if bos is None and tokenizer is not None else bos if bos is None else whole_number(bos, 'bos', 0)
         self.bos, self.array, self._digest = self.mark, None, None
         if isinstance(source, (np.ndarray, Tensor)): self._take(source)

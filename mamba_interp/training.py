@@ -22,7 +22,7 @@ from .checks import fields_of, one_of, real_number, same_run, whole_number
 from .files import only_writer, read_json, settle, writable, write_file, write_files
 from .model import Mamba
 from .tasks import bos_id
-from .text import checked_texts, pieces, read_texts
+from .text import checked_texts, checked_tokenizer, pieces, read_texts
 
 # %% ../nbs/06_training.ipynb #1c43c788
 EOS = '<|endoftext|>'
@@ -112,6 +112,7 @@ def pack(
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a tokenizers.Tokenizer, or a fast tokenizer of transformers, got "
                          f"{type(tokenizer).__name__}")
+    checked_tokenizer(tokenizer)
     if tokenizer.get_vocab_size() > 2**16:
         raise ValueError(f'the tokenizer has {tokenizer.get_vocab_size()} entries, more than uint16 holds')
     key = dict(tokenizer=hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16], valid=real_number(valid, 'valid', 0, high=1), seed=whole_number(seed, 'seed', 0))

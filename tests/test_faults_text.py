@@ -184,6 +184,16 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer):
     said(lambda: list(pieces('a'*5_000_000, tokenizer, where='document 7')), 'document 7')
     assert pack([text[:150_000]], tokenizer, valid=0)[0].tolist() == [tokenizer.bos_token_id] + encode(tokenizer, text[:150_000])
 
+def test_tokenizer_that_changes_texts(tokenizer):
+    "A tokenizer set to cut off or to fill up would leave out text, or put some in."
+    from tokenizers import Tokenizer
+    for switch in (lambda o: o.enable_truncation(4), lambda o: o.enable_padding()):
+        plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        assert len(pack(['the cat sat on the mat']*3, plain, valid=0)[0]) > 15
+        switch(plain)
+        said(lambda: pack(['the cat sat on the mat']*3, plain), 'on')
+        said(lambda: Rows(numbered(9), plain, 16), 'on')
+
 # Positions
 
 def test_shuffled_stream():
