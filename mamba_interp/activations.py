@@ -19,7 +19,7 @@ from .model import Mamba
 from .sites import Site
 from .taps import Tap
 from .tasks import bos_id, encode
-from .text import open_text, pieces
+from .text import checked_tokenizer, open_text, pieces
 
 # %% ../nbs/13_activations.ipynb #680da301
 def token_sites(
@@ -27,13 +27,23 @@ def token_sites(
     sites, # Pattern, `Site`, or a list of these
 )->list:   # `Site`s in forward order; raises ValueError for one that does not exist, or that gives no vector per token
     "The sites that `sites` names, each of which announces a vector for every token."
-    if not hasattr(model, 'sites'): raise ValueError(f"expected a Mamba or an Adapter, got {type(model).__name__}: a transformers model is read as Adapter(model)")
-    if not isinstance(model, Mamba) and model.inner.training: raise ValueError(f"{type(model.inner).__name__} is in training mode, where dropout makes activations random: call its eval() first")
+    if not hasattr(model, 'sites'):
+        raise ValueError(f"expected a Mamba or an Adapter, got {type(model).__name__}: a transformers model "
+                         f"is read as Adapter(model)")
+    if not isinstance(model, Mamba) and model.inner.training:
+        raise ValueError(f"{type(model.inner).__name__} is in training mode, where dropout makes activations "
+                         f"random: call its eval() first")
     found = model.sites(sites)
     if not found: raise ValueError("expected at least one site, got none")
     for o in found:
-        if o.name in ('conv_lag', 'attention'): raise ValueError(f"{o} has no width: it is announced per {dict(conv_lag='lag', attention='source token')[o.name]}, not as one vector per token; the nearest that is one is {o._replace(name=dict(conv_lag='conv', attention='y')[o.name])}")
-        if o.pos is not None: raise ValueError(f"{o} is the state at one token; a stream takes it at every token: {o._replace(pos=None)}")
+        if o.name in ('conv_lag', 'attention'):
+            raise ValueError(f"{o} has no width: it is announced per "
+                             f"{dict(conv_lag='lag', attention='source token')[o.name]}, not as one vector "
+                             f"per token; the nearest that is one is "
+                             f"{o._replace(name=dict(conv_lag='conv', attention='y')[o.name])}")
+        if o.pos is not None:
+            raise ValueError(f"{o} is the state at one token; a stream takes it at every token: "
+                             f"{o._replace(pos=None)}")
     return found
 
 def _device(model): return next(getattr(model, 'inner', model).parameters()).device
@@ -71,7 +81,8 @@ def harvest(
 def _digest(values, dtype='<u4'):
     "16 hexadecimal digits that tell one run of token ids from another."
     found, values = hashlib.sha256(), np.asarray(values).reshape(-1)
-    for i in range(0, len(values), 2**22): found.update(np.ascontiguousarray(values[i:i + 2**22]).astype(dtype))
+    for i in range(0, len(values), 2**22):
+        found.update(np.ascontiguousarray(values[i:i + 2**22]).astype(dtype))
     return found.hexdigest()[:16]
 
 def _agree(what, state, mine):
@@ -102,20 +113,25 @@ class Rows:
         self.world = whole_number(world, 'world')
         self.rank = whole_number(rank, 'rank', 0, self.world - 1)
         self.length, self.column, self.tokenizer = whole_number(length, 'length', 2), column, tokenizer
-        if tokenizer is not None and not (callable(getattr(tokenizer, 'encode', None)) and hasattr(tokenizer, 'get_vocab')): raise ValueError(f"expected a tokenizer, such as model.tokenizer, got {type(tokenizer).__name__}")
+        if tokenizer is not None: checked_tokenizer(tokenizer)
         self.mark = bos_id(tokenizer) if bos is None and tokenizer is not None else bos if bos is None else whole_number(bos, 'bos', 0)
         self.bos, self.array, self._digest = self.mark, None, None
         if isinstance(source, (np.ndarray, Tensor)): self._take(source)
-        elif tokenizer is None: raise ValueError("text needs a tokenizer; only an array of token ids does without")
+        elif tokenizer is None:
+            raise ValueError("text needs a tokenizer; only an array of token ids does without")
         else: self.text = open_text(source, column, self.rank, self.world)
         self._step = self.length - (self.bos is not None)
         self._at, self._resumed = self._start(), False
 
     def _take(self, source):
         "Read from an array."
-        if isinstance(source, Tensor) and (source.is_meta or source.layout != torch.strided): raise ValueError(f"expected an (n) or (n t) array of whole token ids, got a tensor without values, or {source.layout}")
+        if isinstance(source, Tensor) and (source.is_meta or source.layout != torch.strided):
+            raise ValueError(f"expected an (n) or (n t) array of whole token ids, got a tensor without "
+                             f"values, or {source.layout}")
         array = self.array = np.asarray(source.cpu() if isinstance(source, Tensor) else source)
-        if not (array.ndim in (1, 2) and np.issubdtype(array.dtype, np.integer)): raise ValueError(f"expected an (n) or (n t) array of whole token ids, got {array.dtype} of shape {array.shape}")
+        if not (array.ndim in (1, 2) and np.issubdtype(array.dtype, np.integer)):
+            raise ValueError(f"expected an (n) or (n t) array of whole token ids, got {array.dtype} of shape "
+                             f"{array.shape}")
         if array.ndim == 2: self.length, self.bos = whole_number(array.shape[1], 'length of the rows'), None
 
     def real(self,
@@ -127,7 +143,8 @@ class Rows:
     def _start(self): return dict(rows=0, place=None, start=0, offset=0, here=None, first=None)
     @property
     def _settings(self):
-        if self._digest is None: self._digest = self.text.digest() or 'a stream' if self.array is None else _digest(self.array)
+        if self._digest is None:
+            self._digest = self.text.digest() or 'a stream' if self.array is None else _digest(self.array)
         shape = dict(length=self.length, rank=self.rank, world=self.world, bos=self.bos)
         return shape | dict(tokens=None if self.array is None else self.array.size, column=self.column, text=self._digest)
 
@@ -141,9 +158,12 @@ class Rows:
         "Go to a position; that a stream has the same text is seen when its next row is read."
         _agree('Rows', state, self._settings)
         if self.array is not None: state = self._start() | state
-        elif 'stream' in state: raise ValueError("this position of Rows is an older version's, which kept another place in a text: begin anew")
+        elif 'stream' in state:
+            raise ValueError("this position of Rows is an older version's, which kept another place in a "
+                             "text: begin anew")
         at = _position('Rows', state, self._start())
-        if not at['rows'] and (at['place'] or at['start'] or at['offset']): raise ValueError("a position of Rows is 0 rows along, but inside a text: it is damaged")
+        if not at['rows'] and (at['place'] or at['start'] or at['offset']):
+            raise ValueError("a position of Rows is 0 rows along, but inside a text: it is damaged")
         self._at, self._resumed = at, True
 
 # %% ../nbs/13_activations.ipynb #f570573c
@@ -152,7 +172,9 @@ def _each(self:Rows):
     for row in self._packed() if self.array is None else self._slices():
         row = torch.from_numpy(np.array(row, dtype=np.int64))
         yield row if self.bos is None else torch.cat([row.new_tensor([self.bos]), row])
-    if not self._at['rows']: raise ValueError(f"there is no text to read: {'process ' + str(self.rank) + ' of ' + str(self.world) if self.world > 1 else 'the data set'} has fewer than the {self._step} tokens of one row")
+    if not self._at['rows']:
+        raise ValueError(f"there is no text to read: "
+                         f"{'process ' + str(self.rank) + ' of ' + str(self.world) if self.world > 1 else 'the data set'} has fewer than the {self._step} tokens of one row")
     self._at = self._start()
 
 def _slices(self:Rows):
@@ -169,7 +191,9 @@ def _packed(self:Rows):
         for begin,piece in pieces(blocks, self.tokenizer, start, where):
             ids = ([] if begin else [self.bos]) + encode(self.tokenizer, piece)
             here = self._known(_digest(ids))
-            if drop > len(ids): raise ValueError(f"a position of Rows lies {drop:,} tokens into a piece of {len(ids):,}: it is damaged")
+            if drop > len(ids):
+                raise ValueError(f"a position of Rows lies {drop:,} tokens into a piece of {len(ids):,}: it "
+                                 f"is damaged")
             left += ids[drop:]
             drop, whole = 0, len(left)//self._step*self._step
             for i in range(self._step, whole + 1, self._step):
@@ -183,7 +207,10 @@ def _known(self:Rows, found):
     "The digest of the piece now read; raises ValueError if it is not the one that a loaded position was in."
     if self._resumed:
         kept = self._at['here' if self._at['rows'] else 'first']
-        if kept not in (None, found): raise ValueError(f"this position was saved in another text: row {self._at['rows']:,} lay in a piece with digest {kept}, and here is {found}; give the same text and tokenizer, or begin anew")
+        if kept not in (None, found):
+            raise ValueError(f"this position was saved in another text: row {self._at['rows']:,} lay in a "
+                             f"piece with digest {kept}, and here is {found}; give the same text and "
+                             f"tokenizer, or begin anew")
     self._resumed = False
     if not self._at['rows'] and self._at['first'] is None: self._at = self._at | dict(first=found)
     return found
@@ -195,7 +222,8 @@ def origin(
     model, # A `Mamba` or an `Adapter`
 )->dict:   # `model`, its name, and `fingerprint`, of its weights
     "Which model something was made with."
-    if not hasattr(model, 'sites'): raise ValueError(f"expected a Mamba or an Adapter, got {type(model).__name__}")
+    if not hasattr(model, 'sites'):
+        raise ValueError(f"expected a Mamba or an Adapter, got {type(model).__name__}")
     config = model.config
     if isinstance(model, Mamba): named, name = model, str(model.source or '')
     else:
@@ -241,14 +269,17 @@ def _room(need, device, what):
     "Raise ValueError if `need` bytes are more than a device has free."
     device = torch.device(device)
     if device.type == 'cuda': free = torch.cuda.mem_get_info(device)[0]
-    elif Path('/proc/meminfo').exists(): free = 1024*int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0])
+    elif Path('/proc/meminfo').exists():
+        free = 1024*int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0])
     else: return
-    if need > free: raise ValueError(f"{what} takes {need/1e9:,.3g} GB, and {device} has {free/1e9:,.3g} GB free")
+    if need > free:
+        raise ValueError(f"{what} takes {need/1e9:,.3g} GB, and {device} has {free/1e9:,.3g} GB free")
 
 def _usable(device):
     "The device; raises ValueError if nothing can be kept there."
     try: return torch.empty(0, device=device).cpu() is None or torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e: raise ValueError(f"device {device!r} cannot be used: {str(e).splitlines()[0][:120]}") from e
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e:
+        raise ValueError(f"device {device!r} cannot be used: {str(e).splitlines()[0][:120]}") from e
 
 class Harvest(Batches):
     "Shuffled batches of a model's activations while it reads rows of text."
@@ -268,13 +299,16 @@ class Harvest(Batches):
         finite:bool=True,  # Raise FloatingPointError at the first NaN or infinity?
         longest:float=None, # Leave out tokens whose activation is more than so many times as long as the median one at its site; None: leave out none
     ):
-        if not hasattr(rows, 'load_state_dict') or not hasattr(rows, 'length'): raise ValueError(f"expected Rows, got {type(rows).__name__}: token ids are read as Rows(tokens)")
+        if not hasattr(rows, 'load_state_dict') or not hasattr(rows, 'length'):
+            raise ValueError(f"expected Rows, got {type(rows).__name__}: token ids are read as Rows(tokens)")
         self.model, self.rows, self.sites = model, rows, token_sites(model, sites)
         self.batch, self.at_once, self.seed = whole_number(batch, 'batch'), whole_number(at_once, 'at_once'), whole_number(seed, 'seed', 0)
         self.shuffle, self.finite = one_of(shuffle, 'shuffle', (True, False)), finite
         self.longest = None if longest is None else real_number(longest, 'longest', above=1)
         limit = None if isinstance(model, Mamba) else getattr(model.config, 'max_position_embeddings', None)
-        if limit and rows.length > limit: raise ValueError(f"rows of {rows.length} tokens are too long for this {type(model.inner).__name__}: it has {limit} positions")
+        if limit and rows.length > limit:
+            raise ValueError(f"rows of {rows.length} tokens are too long for this "
+                             f"{type(model.inner).__name__}: it has {limit} positions")
         self._leave_out(skip)
         self._make_ring(whole_number(capacity, 'capacity'), dtype, device)
         self._begin = dict(epoch=0, round=0, batch=0, held=0, tokens=0, rows=rows.state_dict(), left_out=dict(bos=0, long=0), lengths=None)
@@ -284,7 +318,9 @@ class Harvest(Batches):
         mark = getattr(self.rows, 'mark', None)
         if skip is None: skip = 1 if mark is None else 'bos'
         if isinstance(skip, str): one_of(skip, 'skip', ('bos',))
-        if skip == 'bos' and mark is None: raise ValueError("skip='bos' needs rows that know their BOS, expected Rows(tokens, bos=model.tokenizer.bos_token_id) or Rows(text, tokenizer)")
+        if skip == 'bos' and mark is None:
+            raise ValueError("skip='bos' needs rows that know their BOS, expected Rows(tokens, "
+                             "bos=model.tokenizer.bos_token_id) or Rows(text, tokenizer)")
         self.skip = skip if skip == 'bos' else whole_number(skip, 'skip', 0, self.rows.length - 1)
         self._lead = self.skip if skip != 'bos' else int(self.rows.bos is not None)  # a BOS in front of every row is never written
 
@@ -294,13 +330,19 @@ class Harvest(Batches):
         self._rows = room//self.at_once*self.at_once or room
         self._size = self._rows*self._width
         least = self.batch + (self._width - 1 if self.skip == 'bos' or self.longest else 0)
-        if self._size < least: raise ValueError(f"a batch of {self.batch} tokens does not fit a ring of {capacity}: half of it, in whole rows of {self._width} tokens, holds {self._size}, and {least} are needed")
+        if self._size < least:
+            raise ValueError(f"a batch of {self.batch} tokens does not fit a ring of {capacity}: half of it, "
+                             f"in whole rows of {self._width} tokens, holds {self._size}, and {least} are "
+                             f"needed")
         like = harvest(self.model, torch.zeros(1, 1, dtype=torch.long), self.sites)
-        if not (dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point): raise ValueError(f"dtype is {dtype!r}, expected a floating-point type such as torch.bfloat16, or None")
+        if not (dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype is {dtype!r}, expected a floating-point type such as torch.bfloat16, or "
+                             f"None")
         self.widths = {s: v.shape[-1] for s,v in like.items()}
         bytes_each = sum(v.shape[-1]*(dtype or v.dtype).itemsize for v in like.values())
         on = next(iter(like.values())).device if device is None else _usable(device)
-        _room(2*self._size*bytes_each, on, f"a ring of {2*self._size:,} tokens at {len(like)} sites (capacity={capacity})")
+        _room(2*self._size*bytes_each, on, f"a ring of {2*self._size:,} tokens at {len(like)} sites "
+                                           f"(capacity={capacity})")
         self.ring = {s: torch.empty(2*self._size, v.shape[-1], dtype=dtype or v.dtype, device=on) for s,v in like.items()}
 
     @property
@@ -324,7 +366,8 @@ class Harvest(Batches):
         whole_number(at['held'], 'held of a position of Harvest', 0, self._size)
         whole_number(at['batch'], 'batch of a position of Harvest', 0, 2*self._size//self.batch + 1)
         fields_of(at['left_out'], 'left_out of a position of Harvest', dict(bos=int, long=int))
-        if at['lengths'] is not None: fields_of(at['lengths'], 'lengths of a position of Harvest', {str(s): float for s in self.sites})
+        if at['lengths'] is not None:
+            fields_of(at['lengths'], 'lengths of a position of Harvest', {str(s): float for s in self.sites})
         self.rows.load_state_dict(at['rows'])
         return at
 
@@ -362,7 +405,8 @@ def _keep(self:Harvest, held, count):
 
 def _emit(self:Harvest, pool):
     "Batches of the ring's entries `pool`, the first `batch` of which have left already."
-    if self.shuffle: pool = np.random.default_rng([self.seed, self._at['epoch'], self._at['round'], 1]).permutation(pool)
+    if self.shuffle:
+        pool = np.random.default_rng([self.seed, self._at['epoch'], self._at['round'], 1]).permutation(pool)
     pool = torch.from_numpy(pool).to(next(iter(self.ring.values())).device)
     for index in pool.split(self.batch)[self._at['batch']:] if len(pool) else ():
         self._at = self._at | dict(batch=self._at['batch'] + 1, tokens=self._at['tokens'] + len(index))
@@ -390,7 +434,8 @@ def _write(self:Harvest, tokens, here):
         if t is None: views[site].copy_(value[:, self._lead:].flatten(2))
         elif t >= self._lead: views[site][:, t - self._lead].copy_(value.flatten(1))
     _visit(self.model, tokens, self.sites, see)
-    if self.finite and not torch.stack([o.sum(dtype=torch.float32) for o in views.values()]).isfinite().all(): self._trouble(tokens, views)
+    if self.finite and not torch.stack([o.sum(dtype=torch.float32) for o in views.values()]).isfinite().all():
+        self._trouble(tokens, views)
     if self.skip != 'bos' and self.longest is None: return n, dict(bos=0, long=0)
     real = self.rows.real(tokens[:, self._lead:]).flatten() if self.skip == 'bos' else torch.ones(n, dtype=torch.bool)
     keep = real & ~self._long(views, real) if self.longest else real
@@ -402,13 +447,16 @@ def _write(self:Harvest, tokens, here):
 def _long(self:Harvest, views, real):
     "(n) bool on the CPU: which tokens are too long at some site; the medians are those of the first tokens ever read."
     lengths = {str(s): o.float().norm(dim=-1).flatten().cpu() for s,o in views.items()}
-    if self._at['lengths'] is None and real.any(): self._at = self._at | dict(lengths={k: v[real].median().item() for k,v in lengths.items()})
+    if self._at['lengths'] is None and real.any():
+        self._at = self._at | dict(lengths={k: v[real].median().item() for k,v in lengths.items()})
     long = torch.zeros(len(real), dtype=torch.bool)
     for site,o in lengths.items() if self._at['lengths'] else ():
         over = (o > self.longest*self._at['lengths'][site]) & real
         if over.any() and not getattr(self, '_told', False):
             self._told = True
-            warnings.warn(f"{int(over.sum())} of {int(real.sum())} tokens are more than {self.longest:g} times as long as the median ({self._at['lengths'][site]:.3g}) at {site}; such tokens are left out, and left_out counts them", stacklevel=4)
+            warnings.warn(f"{int(over.sum())} of {int(real.sum())} tokens are more than {self.longest:g} "
+                          f"times as long as the median ({self._at['lengths'][site]:.3g}) at {site}; such "
+                          f"tokens are left out, and left_out counts them", stacklevel=4)
         long |= over
     return long
 
@@ -420,8 +468,13 @@ def _trouble(self:Harvest, tokens, views):
         if not len(bad): continue
         at = f"row {first + bad[0,0]}, token {bad[0,1] + self._lead}"
         value = harvest(self.model, tokens[bad[0,0]][None], site)[site][0, bad[0,1] + self._lead]
-        if value.isfinite().all(): raise FloatingPointError(f"{site} reaches {value.abs().max().item():.3g} at {at}, more than {str(o.dtype).removeprefix('torch.')} holds ({torch.finfo(o.dtype).max:.3g}): give the ring dtype=torch.bfloat16 or None")
-        raise FloatingPointError(f"{site} is not finite at {at}, the first of {len(bad)} such tokens among {len(tokens)*self._width}")
+        if value.isfinite().all():
+            raise FloatingPointError(f"{site} reaches {value.abs().max().item():.3g} at {at}, more than "
+                                     f"{str(o.dtype).removeprefix('torch.')} holds "
+                                     f"({torch.finfo(o.dtype).max:.3g}): give the ring dtype=torch.bfloat16 "
+                                     f"or None")
+        raise FloatingPointError(f"{site} is not finite at {at}, the first of {len(bad)} such tokens among "
+                                 f"{len(tokens)*self._width}")
 
 Harvest._write, Harvest._long, Harvest._trouble = _write, _long, _trouble
 
@@ -431,16 +484,20 @@ _WHAT = 'activations of mamba_interp'
 def _manifest(folder):
     "What is written of a cache; raises FileNotFoundError if there is none, ValueError for a damaged one."
     file = Path(folder)/'manifest.json'
-    if not file.exists(): raise FileNotFoundError(f"{folder} is no cache of activations: it has no manifest.json")
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} is no cache of activations: it has no manifest.json")
     about = read_json(file, _WHAT, dict(model=str, fingerprint=str, sites=dict, dtypes=dict, tokens=int, ended=bool, state=(dict, type(None)), shards=list))
-    for site,width in about['sites'].items(): Site.parse(site), whole_number(width, f'{file}: width of {site}')
+    for site,width in about['sites'].items():
+        Site.parse(site), whole_number(width, f'{file}: width of {site}')
     for i,o in enumerate(about['shards']):
         fields_of(o, f'{file}: shard {i}', dict(file=str, tokens=int, sha256=str))
         inside(folder, o['file'])
         whole_number(o['tokens'], f'{file}: tokens of shard {i}')
     total, names = sum(o['tokens'] for o in about['shards']), {o['file'] for o in about['shards']}
     if not about['sites']: raise ValueError(f"{file} names no site")
-    if total != about['tokens'] or len(names) != len(about['shards']): raise ValueError(f"{file} says {about['tokens']:,} tokens, but its {len(names)} different shards hold {total:,}: it is damaged")
+    if total != about['tokens'] or len(names) != len(about['shards']):
+        raise ValueError(f"{file} says {about['tokens']:,} tokens, but its {len(names)} different shards "
+                         f"hold {total:,}: it is damaged")
     return about
 
 # %% ../nbs/13_activations.ipynb #c3b40a15
@@ -456,16 +513,21 @@ def _take(source, count):
 def _begun(source, folder):
     "The manifest in `folder`, or a new one; raises ValueError for one of another model, text or settings."
     new = dict(what=_WHAT, **origin(source.model), sites={str(s): w for s,w in source.widths.items()})
-    if not (folder/'manifest.json').exists(): return new | dict(dtypes={}, tokens=0, ended=False, state=None, shards=[])
+    if not (folder/'manifest.json').exists():
+        return new | dict(dtypes={}, tokens=0, ended=False, state=None, shards=[])
     old = _manifest(folder)
     of = lambda o: f"{o['model']} ({o['fingerprint']})" if old['fingerprint'] != new['fingerprint'] else None
     same_run(dict(model=of(old), sites=old['sites']), dict(model=of(new), sites=new['sites']), folder, 'cache of activations')
-    if old['state'] is None and old['shards']: raise ValueError(f"{folder/'manifest.json'} has shards but no 'state', from which to go on: it is damaged")
+    if old['state'] is None and old['shards']:
+        raise ValueError(f"{folder/'manifest.json'} has shards but no 'state', from which to go on: it is "
+                         f"damaged")
     if old['state'] is not None:
         try: source.load_state_dict(old['state'])
         except ValueError as e: raise ValueError(f"{folder} cannot be gone on with: {e}") from e
     gone = [o['file'] for o in old['shards'] if not (folder/o['file']).is_file()]
-    if gone: raise ValueError(f"{folder/gone[0]} is missing, which its manifest.json names: use another folder, or Cached(…, corrupt='skip')")
+    if gone:
+        raise ValueError(f"{folder/gone[0]} is missing, which its manifest.json names: use another folder, "
+                         f"or Cached(…, corrupt='skip')")
     return old
 
 def cache(
@@ -482,7 +544,8 @@ def cache(
         each = sum(o.shape[1]*o.element_size() for o in source.ring.values())
         writable(folder, max(0, tokens - about['tokens'])*each)
         _room(2*min(shard, tokens)*each, 'cpu', f"a shard of {min(shard, tokens):,} tokens")
-        while about['tokens'] < tokens and not about['ended']: _add_shard(source, folder, about, min(shard, tokens - about['tokens']))
+        while about['tokens'] < tokens and not about['ended']:
+            _add_shard(source, folder, about, min(shard, tokens - about['tokens']))
     return folder
 
 def _add_shard(source, folder, about, want):
@@ -513,9 +576,14 @@ class Cached(Batches):
         self.batch, self.seed, self.world = whole_number(batch, 'batch'), whole_number(seed, 'seed', 0), whole_number(world, 'world')
         self.rank = whole_number(rank, 'rank', 0, self.world - 1)
         self.about = _manifest(self.folder)
-        if model is not None and (mine := origin(model))['fingerprint'] != self.about['fingerprint']: raise ValueError(f"{folder} is of {self.about['model']!r} with weights {self.about['fingerprint']}; this model is {mine['model']!r} with weights {mine['fingerprint']}")
+        if model is not None and (mine := origin(model))['fingerprint'] != self.about['fingerprint']:
+            raise ValueError(f"{folder} is of {self.about['model']!r} with weights "
+                             f"{self.about['fingerprint']}; this model is {mine['model']!r} with weights "
+                             f"{mine['fingerprint']}")
         self.widths = {Site.parse(k): w for k,w in self.about['sites'].items()}
-        if self.world > len(self.about['shards']): raise ValueError(f"{folder} has {len(self.about['shards'])} shards: too few for {world} processes")
+        if self.world > len(self.about['shards']):
+            raise ValueError(f"{folder} has {len(self.about['shards'])} shards: too few for {world} "
+                             f"processes")
         self._at = self._begin = dict(epoch=0, shard=0, offset=0, tokens=0)
 
     def _checked(self, state):
@@ -557,9 +625,11 @@ class Cached(Batches):
         "A shard's tensors by `Site`, once its bytes have proved to be those that were written; None if it is to be skipped."
         file = inside(self.folder, shard['file'])
         data = file.read_bytes() if file.is_file() else None
-        if data is not None and hashlib.sha256(data).hexdigest() == shard['sha256']: return self._shaped(data, file, shard['tokens'])
+        if data is not None and hashlib.sha256(data).hexdigest() == shard['sha256']:
+            return self._shaped(data, file, shard['tokens'])
         why = f"{file} is {'missing' if data is None else 'damaged: its sha256 is not the one in the manifest'}"
-        if self.corrupt == 'raise': raise ValueError(f"{why}; corrupt='skip' goes on without its {shard['tokens']:,} tokens")
+        if self.corrupt == 'raise':
+            raise ValueError(f"{why}; corrupt='skip' goes on without its {shard['tokens']:,} tokens")
         warnings.warn(f"{why}; its {shard['tokens']:,} tokens are skipped", stacklevel=2)
 
     def _shaped(self, data, file, tokens):
@@ -570,7 +640,10 @@ class Cached(Batches):
         except SafetensorError as e: raise ValueError(f"{file} is no file of tensors: {e}") from e
         for site,width in self.widths.items():
             found = tuple(values[str(site)].shape) if str(site) in values else 'no such tensor'
-            if found != (tokens, width): raise ValueError(f"{file} holds {site} of shape {found}, but its manifest.json says {(tokens, width)}")
+            if found != (tokens, width):
+                raise ValueError(f"{file} holds {site} of shape {found}, but its manifest.json says "
+                                 f"{(tokens, width)}")
             kind, said = str(values[str(site)].dtype).removeprefix('torch.'), self.about['dtypes'].get(str(site))
-            if kind != said: raise ValueError(f"{file} holds {site} in {kind}, but its manifest.json says {said}")
+            if kind != said:
+                raise ValueError(f"{file} holds {site} in {kind}, but its manifest.json says {said}")
         return {s: values[str(s)] for s in self.widths}

@@ -22,7 +22,7 @@ from .checks import fields_of, one_of, real_number, same_run, whole_number
 from .files import only_writer, read_json, settle, writable, write_file, write_files
 from .model import Mamba
 from .tasks import bos_id
-from .text import checked_texts, pieces, read_texts
+from .text import checked_texts, checked_tokenizer, pieces, read_texts
 
 # %% ../nbs/06_training.ipynb #1c43c788
 EOS = '<|endoftext|>'
@@ -42,11 +42,14 @@ def train_tokenizer(
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS], show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     def counted():
-        for i,o in enumerate(checked_texts(texts), 1): yield from (piece for _,piece in pieces(o, None, where=f'document {i}'))
+        for i,o in enumerate(checked_texts(texts), 1):
+            yield from (piece for _,piece in pieces(o, None, where=f'document {i}'))
         for o in words: yield from [o]*weight
     tok.train_from_iterator(counted(), trainer)
     split = [o for o in words if len(tok.encode(o).ids)!=1]
-    if split: raise ValueError(f"{len(split)} words are not one token, such as {', '.join(map(repr,split[:3]))}: raise weight ({weight}) or vocab_size ({vocab_size})")
+    if split:
+        raise ValueError(f"{len(split)} words are not one token, such as {', '.join(map(repr,split[:3]))}: "
+                         f"raise weight ({weight}) or vocab_size ({vocab_size})")
     return tok
 
 def save_tokenizer(
@@ -54,7 +57,9 @@ def save_tokenizer(
     folder,              # Where to save
 ):
     "Save so that `AutoTokenizer.from_pretrained(folder)` loads it, `<|endoftext|>` being both bos and eos."
-    if not isinstance(tokenizer, Tokenizer): raise ValueError(f"expected a tokenizers.Tokenizer, as train_tokenizer makes, got {type(tokenizer).__name__}")
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"expected a tokenizers.Tokenizer, as train_tokenizer makes, got "
+                         f"{type(tokenizer).__name__}")
     writable(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, unk_token=EOS,
                             clean_up_tokenization_spaces=False).save_pretrained(folder)
@@ -82,12 +87,17 @@ def _kept(folder, key):
     file = folder/'pack.json'
     about = read_json(file, needed=dict(tokenizer=str, valid=(int, float), seed=int, tokens=list))
     same_run({k: about[k] for k in key}, key, folder, 'text')
-    if len(about['tokens']) != 2: raise ValueError(f"{file}: 'tokens' is {str(about['tokens'])[:60]}, expected two whole numbers")
+    if len(about['tokens']) != 2:
+        raise ValueError(f"{file}: 'tokens' is {str(about['tokens'])[:60]}, expected two whole numbers")
     for name,n,kept in zip(('train', 'valid'), about['tokens'], about.get('digests', (None, None))):
         try: stream = np.load(folder/f'{name}.npy', mmap_mode='r' if n else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e: raise ValueError(f"{folder/name}.npy is missing, damaged or no array: {str(e)[:100]}") from e
-        if stream.shape != (n,) or stream.dtype != np.uint16: raise ValueError(f"{folder/name}.npy holds {stream.dtype} of shape {stream.shape}, but pack.json says uint16 of ({n},)")
-        if kept not in (None, _digest(stream)): raise ValueError(f"{folder/name}.npy is damaged: its checksum is not the one in pack.json")
+        except (OSError, ValueError, EOFError) as e:
+            raise ValueError(f"{folder/name}.npy is missing, damaged or no array: {str(e)[:100]}") from e
+        if stream.shape != (n,) or stream.dtype != np.uint16:
+            raise ValueError(f"{folder/name}.npy holds {stream.dtype} of shape {stream.shape}, but pack.json "
+                             f"says uint16 of ({n},)")
+        if kept not in (None, _digest(stream)):
+            raise ValueError(f"{folder/name}.npy is damaged: its checksum is not the one in pack.json")
         yield stream
 
 def pack(
@@ -99,8 +109,12 @@ def pack(
 )->tuple:               # Training and validation stream, uint16
     "Tokenise documents once and split them; raises if `folder` was packed with another tokenizer or split."
     tokenizer = getattr(tokenizer, 'backend_tokenizer', tokenizer)
-    if not isinstance(tokenizer, Tokenizer): raise ValueError(f"expected a tokenizers.Tokenizer, or a fast tokenizer of transformers, got {type(tokenizer).__name__}")
-    if tokenizer.get_vocab_size() > 2**16: raise ValueError(f'the tokenizer has {tokenizer.get_vocab_size()} entries, more than uint16 holds')
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"expected a tokenizers.Tokenizer, or a fast tokenizer of transformers, got "
+                         f"{type(tokenizer).__name__}")
+    checked_tokenizer(tokenizer)
+    if tokenizer.get_vocab_size() > 2**16:
+        raise ValueError(f'the tokenizer has {tokenizer.get_vocab_size()} entries, more than uint16 holds')
     key = dict(tokenizer=hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16], valid=real_number(valid, 'valid', 0, high=1), seed=whole_number(seed, 'seed', 0))
     if not folder: return _split(texts, tokenizer, key['valid'], key['seed'])[0]
     if (settle(folder)/'pack.json').exists(): return tuple(_kept(Path(folder), key))
@@ -125,7 +139,8 @@ def text_rows(
 )->Callable:
     "Rows of consecutive text from anywhere in the stream."
     whole_number(bos, 'bos', 0)
-    if np.ndim(stream) != 1: raise ValueError(f"expected a stream of token ids (n), as pack gives, got shape {np.shape(stream)}")
+    if np.ndim(stream) != 1:
+        raise ValueError(f"expected a stream of token ids (n), as pack gives, got shape {np.shape(stream)}")
     def rows(rng, n, length):
         if len(stream)<length: raise ValueError(f'the text has {len(stream)} tokens, a row needs {length}')
         starts = [rng.randrange(len(stream)-length+2) for _ in range(n)]
@@ -144,9 +159,11 @@ def _joined(n, length, bos, piece):
 def _pool(pool, *ranges, **numbers):
     "The pool as a list; raises ValueError for a range that is none, and for a number that is not whole."
     for ends,name in zip(ranges[::2], ranges[1::2]):
-        if not isinstance(ends, (tuple, list)) or len(ends) != 2: raise ValueError(f"{name} is {ends!r}, expected two whole numbers, the fewest and the most")
+        if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+            raise ValueError(f"{name} is {ends!r}, expected two whole numbers, the fewest and the most")
         whole_number(ends[1], f'{name}[1]', whole_number(ends[0], f'{name}[0]'), 2**20)
-    for name,o in numbers.items(): whole_number(o, name, int(name != 'bos'), 2**31 if name == 'bos' else 2**10)
+    for name,o in numbers.items():
+        whole_number(o, name, int(name != 'bos'), 2**31 if name == 'bos' else 2**10)
     if np.ndim(pool) != 1: raise ValueError(f"a pool is {pool!r}, expected a list of token ids")
     return [whole_number(o, 'a token of the pool', 0) for o in pool]
 
@@ -160,7 +177,8 @@ def repeat_rows(
     pool = _pool(pool, lengths, 'lengths', times, 'times', bos=bos)
     if len(pool)<lengths[1]: raise ValueError(f'{len(pool)} tokens are too few for segments of {lengths[1]}')
     def rows(rng, n, length):
-        def piece(): k,m = rng.randint(*lengths),rng.randint(*times); return rng.sample(pool,k)*m,[False]*(k+1)+[True]*(k*m-k-1)
+        def piece():
+            k,m = rng.randint(*lengths),rng.randint(*times); return rng.sample(pool,k)*m,[False]*(k+1)+[True]*(k*m-k-1)
         return _joined(n,length,bos,piece)
     return rows
 
@@ -191,11 +209,17 @@ class Stage:
     weights:dict # Source name -> weight; a source not named has 0
     ramp:int=0   # Steps over which the weights move here from those of the stage before
     def __post_init__(self):
-        for name,low in dict(start=0, rows=1, length=1, ramp=0).items(): whole_number(getattr(self, name), f'{name} of a stage', low)
-        if self.rows*self.length > 2**31: raise ValueError(f"a batch of {self.rows:,} rows of {self.length:,} tokens is too large: expected at most 2^31 tokens")
-        if not isinstance(self.weights, dict): raise ValueError(f"weights of a stage are {self.weights!r}, expected a dict from source names to numbers")
+        for name,low in dict(start=0, rows=1, length=1, ramp=0).items():
+            whole_number(getattr(self, name), f'{name} of a stage', low)
+        if self.rows*self.length > 2**31:
+            raise ValueError(f"a batch of {self.rows:,} rows of {self.length:,} tokens is too large: "
+                             f"expected at most 2^31 tokens")
+        if not isinstance(self.weights, dict):
+            raise ValueError(f"weights of a stage are {self.weights!r}, expected a dict from source names to "
+                             f"numbers")
         known = all(isinstance(o, (int, float)) and 0 <= o < math.inf for o in self.weights.values())
-        if not known or not sum(self.weights.values()) > 0: raise ValueError(f'weights {self.weights} must not be negative, nor all 0')
+        if not known or not sum(self.weights.values()) > 0:
+            raise ValueError(f'weights {self.weights} must not be negative, nor all 0')
 
 class Mixture:
     "Batches from weighted sources; `mixture(step)` is a function of `seed` and `step` alone."
@@ -205,13 +229,19 @@ class Mixture:
         seed:int=0,   # Decides every batch
     ):
         self.sources,self.stages,self.seed = dict(sources),tuple(stages),seed
-        if bad := [k for k,o in self.sources.items() if not callable(o)]: raise ValueError(f"source {bad[0]!r} is {type(self.sources[bad[0]]).__name__}, expected a function of a random generator, rows and length, such as text_rows gives")
-        if bad := [o for o in self.stages if not isinstance(o, Stage)]: raise ValueError(f"a stage is {type(bad[0]).__name__}, expected a Stage")
+        if bad := [k for k,o in self.sources.items() if not callable(o)]:
+            raise ValueError(f"source {bad[0]!r} is {type(self.sources[bad[0]]).__name__}, expected a "
+                             f"function of a random generator, rows and length, such as text_rows gives")
+        if bad := [o for o in self.stages if not isinstance(o, Stage)]:
+            raise ValueError(f"a stage is {type(bad[0]).__name__}, expected a Stage")
         self._starts = [o.start for o in self.stages]
-        if self._starts[:1]!=[0] or any(a>=b for a,b in zip(self._starts,self._starts[1:])): raise ValueError(f'stages start at {self._starts}; they must start at 0 and rise')
+        if self._starts[:1]!=[0] or any(a>=b for a,b in zip(self._starts,self._starts[1:])):
+            raise ValueError(f'stages start at {self._starts}; they must start at 0 and rise')
         for o in self.stages:
-            if bad := sorted(set(o.weights)-set(self.sources)): raise KeyError(f'there is no source {bad[0]!r}; there are {sorted(self.sources)}')
-    def _shares(self, stage): return {k:stage.weights.get(k,0)/sum(stage.weights.values()) for k in self.sources}
+            if bad := sorted(set(o.weights)-set(self.sources)):
+                raise KeyError(f'there is no source {bad[0]!r}; there are {sorted(self.sources)}')
+    def _shares(self, stage):
+        return {k:stage.weights.get(k,0)/sum(stage.weights.values()) for k in self.sources}
     def stage(self,
         step:int, # From 0
     )->Stage:
@@ -239,7 +269,8 @@ class Mixture:
     def _part(self, name, rng, n, length):
         tokens,counts = map(np.asarray, self.sources[name](rng, n, length))
         if tokens.shape!=(n,length) or counts.shape!=(n,length) or tokens.dtype.kind not in 'iu' or counts.dtype!=bool:
-            raise ValueError(f"source {name!r} gave {tokens.dtype} of {tokens.shape} and {counts.dtype} of {counts.shape}, expected token ids and bool, both of {(n,length)}")
+            raise ValueError(f"source {name!r} gave {tokens.dtype} of {tokens.shape} and {counts.dtype} of "
+                             f"{counts.shape}, expected token ids and bool, both of {(n,length)}")
         return tokens.astype(np.int64),counts
 
 # %% ../nbs/06_training.ipynb #4961ad01
@@ -250,7 +281,8 @@ def mimetic(
 )->Mamba:               # The same model; raises ValueError for Mamba-2
     "Let each block remember and recall (Trockman et al. 2024, 'Mimetic initialization helps state space models learn to recall')."
     real_number(decay, 'decay', above=0)
-    if model.config.model_type != 'mamba': raise ValueError(f"mimetic initialisation is written for Mamba-1, got {model.config.model_type!r}")
+    if model.config.model_type != 'mamba':
+        raise ValueError(f"mimetic initialisation is written for Mamba-1, got {model.config.model_type!r}")
     n = model.config.state_size
     for block in model.layers:
         block.A_log.copy_((torch.arange(1., n + 1)*decay).log().expand_as(block.A_log))
@@ -274,7 +306,8 @@ class Recipe:
         whole_number(self.steps, 'steps'), whole_number(self.warmup, 'warmup', 0)
         real_number(self.lr, 'lr', above=0), real_number(self.clip, 'clip', above=0)
         real_number(self.floor, 'floor', 0, high=1), real_number(self.decay, 'decay', 0)
-        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2: raise ValueError(f"betas is {self.betas!r}, expected two numbers")
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"betas is {self.betas!r}, expected two numbers")
         object.__setattr__(self, 'betas', tuple(real_number(o, 'each of betas', 0, below=1) for o in self.betas))
         one_of(self.precision, 'precision', ('float32', 'bfloat16'))
 
@@ -303,11 +336,13 @@ def _check_batch(tokens, mask):
     "Raise ValueError unless these are tokens (b t+1), and which of them count (b t) or None."
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool or len(tokens) < 1 or tokens.shape[1] < 2:
         found = f"{tokens.dtype} of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"a batch is {found}, expected a tensor of token ids (b t+1), at least one row of two")
+        raise ValueError(f"a batch is {found}, expected a tensor of token ids (b t+1), at least one row of "
+                         f"two")
     if mask is None: return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != tokens[:, 1:].shape:
         found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"a mask is {found}, expected bool of shape {tuple(tokens[:, 1:].shape)}, as many as there are predictions")
+        raise ValueError(f"a mask is {found}, expected bool of shape {tuple(tokens[:, 1:].shape)}, as many "
+                         f"as there are predictions")
     if not mask.any(): raise ValueError("no token of the batch counts: the mask is False everywhere")
 
 def next_token_loss(
@@ -319,7 +354,8 @@ def next_token_loss(
     _check_batch(tokens, mask)
     logits, target = model(tokens[:, :-1]), tokens[:, 1:]
     low, high = tokens.min().item(), tokens.max().item()
-    if low < 0 or high >= logits.shape[-1]: raise ValueError(f"token ids run from {low} to {high}, expected 0 to {logits.shape[-1]-1}")
+    if low < 0 or high >= logits.shape[-1]:
+        raise ValueError(f"token ids run from {low} to {high}, expected 0 to {logits.shape[-1]-1}")
     if mask is not None: logits, target = logits[mask], target[mask]
     return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten())
 
@@ -342,7 +378,9 @@ class Checkpoints:
         "The newest checkpoint whose checksums hold."
         there = [o for o in self.files if o.exists()]
         found = next(((o, saved) for o in there if (saved := _whole(o)) is not None), None)
-        if there and not found: raise ValueError(f"{there[0]} is damaged, and no whole checkpoint is beside it: delete it to start again")
+        if there and not found:
+            raise ValueError(f"{there[0]} is damaged, and no whole checkpoint is beside it: delete it to "
+                             f"start again")
         if there and found[0] != there[0]:
             warnings.warn(f"{there[0]} is damaged: going on from the checkpoint before")
             os.replace(there[0], there[0].with_suffix('.damaged'))
@@ -362,7 +400,8 @@ class Checkpoints:
 def _whole(file):
     "What a checkpoint holds, or None if its checksums do not hold."
     try:
-        with zipfile.ZipFile(file) as z: return None if z.testzip() else torch.load(file, map_location='cpu', weights_only=True)
+        with zipfile.ZipFile(file) as z:
+            return None if z.testzip() else torch.load(file, map_location='cpu', weights_only=True)
     except PermissionError as e: raise PermissionError(e.errno, f"{file} cannot be read: {e.strerror}") from e
     except Exception: return None
 
@@ -382,10 +421,16 @@ def _of_batch(tokens, mask):
 def _same_tensors(found, mine, name):
     "Raise ValueError unless two dicts have tensors of the same names and shapes, all of them finite."
     other = sorted(found.keys() ^ mine.keys())
-    if other: raise ValueError(f"{name} {'has' if other[0] in found else 'lacks'} {other[0]!r}, which this model {'lacks' if other[0] in found else 'has'}: it is of another model")
+    if other:
+        raise ValueError(f"{name} {'has' if other[0] in found else 'lacks'} {other[0]!r}, which this model "
+                         f"{'lacks' if other[0] in found else 'has'}: it is of another model")
     for k,o in found.items():
-        if not isinstance(o, Tensor) or o.shape != mine[k].shape: raise ValueError(f"{name}: {k!r} has shape {tuple(getattr(o, 'shape', ()))}, expected {tuple(mine[k].shape)}: it is of another model")
-        if o.is_floating_point() and not o.isfinite().all(): raise ValueError(f"{name}: {k!r} holds NaN or infinity; delete the file to go on from the one before")
+        if not isinstance(o, Tensor) or o.shape != mine[k].shape:
+            raise ValueError(f"{name}: {k!r} has shape {tuple(getattr(o, 'shape', ()))}, expected "
+                             f"{tuple(mine[k].shape)}: it is of another model")
+        if o.is_floating_point() and not o.isfinite().all():
+            raise ValueError(f"{name}: {k!r} holds NaN or infinity; delete the file to go on from the one "
+                             f"before")
 
 def _same_moments(saved, opt, step, name):
     "Raise ValueError unless an optimiser's state fits its parameters, after `step` steps."
@@ -396,11 +441,15 @@ def _same_moments(saved, opt, step, name):
         same_run({k: o for k,o in fields_of(found, f'{name}: group {i}').items() if k in needed}, {k: mine[k] for k in needed}, name, 'training')
     n = len(saved['param_groups'])
     if n != len(opt.param_groups) or not saved['state'] or not set(saved['state']) <= set(range(len(params))):
-        raise ValueError(f"{name} has {n} groups and the moments of {len(saved['state'])} parameters, expected {len(opt.param_groups)} and at most {len(params)}: it is damaged, or of another model")
+        raise ValueError(f"{name} has {n} groups and the moments of {len(saved['state'])} parameters, "
+                         f"expected {len(opt.param_groups)} and at most {len(params)}: it is damaged, or of "
+                         f"another model")
     for i,o in saved['state'].items():
         fields_of(o, f'{name}: parameter {i}', dict(step=Tensor, exp_avg=Tensor, exp_avg_sq=Tensor))
         _same_tensors({k: o[k] for k in ('exp_avg', 'exp_avg_sq')}, dict.fromkeys(('exp_avg', 'exp_avg_sq'), params[i]), f'{name}: parameter {i}')
-        if int(o['step']) != step: raise ValueError(f"{name}: parameter {i} has made {int(o['step'])} steps, but the checkpoint says {step}")
+        if int(o['step']) != step:
+            raise ValueError(f"{name}: parameter {i} has made {int(o['step'])} steps, but the checkpoint "
+                             f"says {step}")
 
 # %% ../nbs/06_training.ipynb #4fca598d
 def _resume(store, model, opt, recipe, batch):
@@ -411,10 +460,12 @@ def _resume(store, model, opt, recipe, batch):
     same_run(saved['recipe'], _plain(recipe), file, 'training')
     same_run(saved.get('kind', _kind(model)), _kind(model), file, 'training')
     step = whole_number(saved['step'], f'{file}: step', 1, recipe.steps)
-    for o in saved['history']: whole_number(fields_of(o, f'{file}: history', dict(step=int, loss=(int, float)))['step'], f'{file}: step in history', 1, step)
+    for o in saved['history']:
+        whole_number(fields_of(o, f'{file}: history', dict(step=int, loss=(int, float)))['step'], f'{file}: step in history', 1, step)
     _same_tensors(saved['model'], model.state_dict(), f'{file}: model')
     _same_moments(saved['optimiser'], opt, step, f'{file}: optimiser')
-    if 'data' in saved: same_run(fields_of(saved['data'], f'{file}: data'), {'first batch': _of_batch(*_parts(batch, 0)), 'last batch': _of_batch(*_parts(batch, step - 1))}, file, 'training')
+    if 'data' in saved:
+        same_run(fields_of(saved['data'], f'{file}: data'), {'first batch': _of_batch(*_parts(batch, 0)), 'last batch': _of_batch(*_parts(batch, step - 1))}, file, 'training')
     model.load_state_dict(saved['model'])
     opt.load_state_dict(saved['optimiser'])
     return step, saved['history'], saved.get('data', {}).get('first batch')
@@ -429,10 +480,13 @@ def _parts(batch, step):
 
 def _numbers(found):
     "What `evaluate` returned, as numbers that a checkpoint can hold."
-    if not isinstance(found, dict): raise ValueError(f"evaluate returned {type(found).__name__}, expected a dict of numbers")
+    if not isinstance(found, dict):
+        raise ValueError(f"evaluate returned {type(found).__name__}, expected a dict of numbers")
     found = {k: o.item() if callable(getattr(o, 'item', None)) and getattr(o, 'ndim', 0) == 0 else o for k,o in found.items()}
     try: json.dumps(found)
-    except (TypeError, ValueError) as e: raise ValueError(f"evaluate returned what a history cannot hold, expected a dict of numbers: {e}") from e
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"evaluate returned what a history cannot hold, expected a dict of numbers: "
+                         f"{e}") from e
     return found
 
 # %% ../nbs/06_training.ipynb #7b3a75ad
@@ -449,11 +503,14 @@ def train_step(
     with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision == 'bfloat16'):
         loss = next_token_loss(model, tokens, mask)
     value = loss.item()
-    if not math.isfinite(value): raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate ({recipe.lr})")
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate ({recipe.lr})")
     opt.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip).item()
-    if not math.isfinite(norm): raise FloatingPointError(f"the gradient's norm is {norm} at step {step}: lower the learning rate ({recipe.lr})")
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm} at step {step}: lower the learning rate "
+                                 f"({recipe.lr})")
     opt.step()
     return value
 
@@ -467,10 +524,13 @@ def train(
     progress:bool=True, # Show a progress bar?
 )->list:               # One dict per `every` steps: step, mean loss (nats), what `evaluate` returned
     "Train until `recipe.steps`, resuming if `folder` holds a checkpoint; raises FloatingPointError if the loss is not finite."
-    if not isinstance(model, torch.nn.Module) or not hasattr(model, 'device'): raise ValueError(f"expected a Mamba, got {type(model).__name__}")
-    if not isinstance(recipe, Recipe): raise ValueError(f"expected a Recipe, such as Recipe(steps=1000), got {type(recipe).__name__}")
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, 'device'):
+        raise ValueError(f"expected a Mamba, got {type(model).__name__}")
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"expected a Recipe, such as Recipe(steps=1000), got {type(recipe).__name__}")
     for name,o in dict(batch=batch, evaluate=evaluate).items():
-        if not callable(o) and (name, o) != ('evaluate', None): raise ValueError(f"{name} is {type(o).__name__}, expected a function")
+        if not callable(o) and (name, o) != ('evaluate', None):
+            raise ValueError(f"{name} is {type(o).__name__}, expected a function")
     whole_number(every, 'every')
     try:
         with _store(folder, model) as store:
@@ -488,7 +548,8 @@ def _store(folder, model):
         yield None
         return
     writable(folder)
-    with only_writer(folder): yield Checkpoints(folder, 3*sum(p.numel()*p.element_size() for p in model.parameters()))
+    with only_writer(folder):
+        yield Checkpoints(folder, 3*sum(p.numel()*p.element_size() for p in model.parameters()))
 
 @dataclass
 class _Run:
@@ -522,8 +583,10 @@ class _Run:
         return self.history
 
     def _step(self, step, tokens, mask):
-        try: return train_step(self.model, self.opt, self.recipe, step, tokens.to(self.model.device), None if mask is None else mask.to(self.model.device))
-        except FloatingPointError as e: raise FloatingPointError(f"{e}; {'the last whole checkpoint is kept' if self.store else 'no checkpoint was kept'}") from None
+        try:
+            return train_step(self.model, self.opt, self.recipe, step, tokens.to(self.model.device), None if mask is None else mask.to(self.model.device))
+        except FloatingPointError as e:
+            raise FloatingPointError(f"{e}; {'the last whole checkpoint is kept' if self.store else 'no checkpoint was kept'}") from None
 
     def _save(self, step, last):
         about = dict(step=step + 1, history=self.history, recipe=_plain(self.recipe), kind=_kind(self.model), data={'first batch': self.first, 'last batch': last})

@@ -33,7 +33,8 @@ def model(): return Mamba.tiny().requires_grad_(False)
 @pytest.fixture
 def ids(): return torch.randint(0, 61, (57, 9), generator=torch.Generator().manual_seed(1))
 
-def numbered(n): return datasets.Dataset.from_dict(dict(text=[f'This is document {i}. It says that {i} is a number.' for i in range(n)]))
+def numbered(n):
+    return datasets.Dataset.from_dict(dict(text=[f'This is document {i}. It says that {i} is a number.' for i in range(n)]))
 
 def resumed(make, stop):
     "All rows, the first `stop` of them read, saved and gone on from."
@@ -158,7 +159,8 @@ def test_one_long_text(tmp_path, tokenizer):
     assert sum(read) - n < 200_000
     whole = encode(tokenizer, text[:400_000])
     assert torch.cat([o[1:] for o in first]).tolist() == ([tokenizer.bos_token_id] + whole)[:256*127]
-    for stop in (1, 300, 900): assert resumed(lambda: islice_rows(make, 1000), stop) == [o.tolist() for o in islice(make(), 1000)]
+    for stop in (1, 300, 900):
+        assert resumed(lambda: islice_rows(make, 1000), stop) == [o.tolist() for o in islice(make(), 1000)]
 
 class islice_rows:
     "`Rows` that end after `n` rows."
@@ -181,6 +183,16 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer):
         assert ''.join(o for _,o in found) == text and [a for a,_ in found] == np.cumsum([0] + [len(o) for _,o in found])[:-1].tolist()
     said(lambda: list(pieces('a'*5_000_000, tokenizer, where='document 7')), 'document 7')
     assert pack([text[:150_000]], tokenizer, valid=0)[0].tolist() == [tokenizer.bos_token_id] + encode(tokenizer, text[:150_000])
+
+def test_tokenizer_that_changes_texts(tokenizer):
+    "A tokenizer set to cut off or to fill up would leave out text, or put some in."
+    from tokenizers import Tokenizer
+    for switch in (lambda o: o.enable_truncation(4), lambda o: o.enable_padding()):
+        plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        assert len(pack(['the cat sat on the mat']*3, plain, valid=0)[0]) > 15
+        switch(plain)
+        said(lambda: pack(['the cat sat on the mat']*3, plain), 'on')
+        said(lambda: Rows(numbered(9), plain, 16), 'on')
 
 # Positions
 
@@ -223,11 +235,13 @@ def test_resume_on_another_model_or_text(tmp_path, model, ids, tokenizer):
     state = json.loads(json.dumps(old.state_dict()))
     said(lambda: make(Mamba.tiny(seed=1)).load_state_dict(state), 'fingerprint')
     said(lambda: make(rows=ids.flip(0)).load_state_dict(state), 'text')
-    for kw in (dict(seed=1), dict(batch=10), dict(skip=0), dict(shuffle=False), dict(longest=9.)): said(lambda: make(**kw).load_state_dict(state), list(kw)[0])
+    for kw in (dict(seed=1), dict(batch=10), dict(skip=0), dict(shuffle=False), dict(longest=9.)):
+        said(lambda: make(**kw).load_state_dict(state), list(kw)[0])
     same = make(Mamba.tiny(), ids.to(torch.int32).clone())
     same.load_state_dict(state)
     assert torch.equal(next(same)[Site('resid', 1)], next(old)[Site('resid', 1)])
-    for i in range(2): (tmp_path/f'{i}.jsonl').write_text(''.join(json.dumps(dict(text=f'{"cat" if i else "dog"} {k} went home')) + '\n' for k in range(50)))
+    for i in range(2):
+        (tmp_path/f'{i}.jsonl').write_text(''.join(json.dumps(dict(text=f'{"cat" if i else "dog"} {k} went home')) + '\n' for k in range(50)))
     rows = Rows(tmp_path/'0.jsonl', tokenizer, 16)
     next(iter(rows))
     said(lambda: Rows(tmp_path/'1.jsonl', tokenizer, 16).load_state_dict(rows.state_dict()), 'text')
@@ -322,7 +336,8 @@ def test_errors_that_mislead(model, ids):
 
 @pytest.mark.parametrize('options', [dict(batch=0), dict(batch=-1), dict(batch=2.5), dict(capacity=0), dict(capacity=10**12), dict(at_once=0), dict(seed=-1), dict(skip=-1), dict(skip=9),
                                      dict(skip='eos'), dict(dtype='float16'), dict(dtype=torch.int8), dict(device='gpu7'), dict(shuffle='no'), dict(longest=0), dict(longest=float('nan'))], ids=str)
-def test_harvest_options(model, ids, options): said(lambda: next(Harvest(model, Rows(ids), '1.resid', **dict(batch=20, capacity=200) | options)), *[o for o in options if o != 'device'][:1])
+def test_harvest_options(model, ids, options):
+    said(lambda: next(Harvest(model, Rows(ids), '1.resid', **dict(batch=20, capacity=200) | options)), *[o for o in options if o != 'device'][:1])
 
 @pytest.mark.parametrize('source, options', [([1, 2, 3], {}), (torch.ones(3, 4), {}), (np.zeros((3, 0), int), {}), (np.array(5), {}), (np.arange(99), dict(length=0)), (np.arange(99), dict(length=2.5)),
                                              (np.arange(99), dict(bos=-1)), (np.arange(99), dict(rank=1)), (np.arange(99), dict(world=0)), ('a.txt', {}), ('a.txt', dict(tokenizer='tok'))], ids=str)
@@ -412,7 +427,8 @@ with only_writer(sys.argv[1]): print('held', flush=True), sys.stdin.read()
 
 @pytest.mark.parametrize('options', [dict(valid=2), dict(valid=-1), dict(valid=float('nan')), dict(seed=-1), dict(seed='a'), dict(tokenizer=None), dict(texts='one text'), dict(texts=[1]), dict(texts=None),
                                      dict(texts=['a', '\ud83d'])], ids=ascii)
-def test_pack_options(tokenizer, options): said(lambda: pack(**dict(texts=['a text']*9, tokenizer=tokenizer) | options))
+def test_pack_options(tokenizer, options):
+    said(lambda: pack(**dict(texts=['a text']*9, tokenizer=tokenizer) | options))
 
 def test_pack_folder(tmp_path, tokenizer):
     "A damaged cache of tokens is refused by file; one of another split names both."
@@ -427,7 +443,8 @@ def test_pack_folder(tmp_path, tokenizer):
         said(lambda: pack(docs, tokenizer, tmp_path/name, valid=.2), name)
 
 @pytest.mark.parametrize('options', [dict(texts='a'), dict(texts=[1]), dict(texts=['\ud800']), dict(words='ab'), dict(words=[1]), dict(vocab_size=10), dict(vocab_size=-1), dict(weight=0)], ids=ascii)
-def test_tokenizer_options(options): said(lambda: train_tokenizer(**dict(texts=['a text'], vocab_size=300) | options))
+def test_tokenizer_options(options):
+    said(lambda: train_tokenizer(**dict(texts=['a text'], vocab_size=300) | options))
 
 def test_rows_that_would_never_end():
     "An empty piece filled no row, for ever."
@@ -451,7 +468,8 @@ def test_batches_and_evaluation():
     ignored = lambda step: torch.cat([circle(step)[:, :-1], torch.full((8, 1), -100)], 1)
     for batch in (None, lambda s: None, lambda s: circle(s).float(), lambda s: circle(s)[:, :1], wide, ignored, lambda s: (circle(s), torch.zeros(8, 16, dtype=torch.bool)), lambda s: (circle(s), torch.ones(8, 17, dtype=torch.bool))):
         said(lambda: run(batch))
-    for kw in (dict(every=0), dict(every=-1), dict(evaluate=3), dict(evaluate=lambda m: 5), dict(evaluate=lambda m: dict(a=torch.zeros(3)))): said(lambda: run(**kw))
+    for kw in (dict(every=0), dict(every=-1), dict(evaluate=3), dict(evaluate=lambda m: 5), dict(evaluate=lambda m: dict(a=torch.zeros(3)))):
+        said(lambda: run(**kw))
     assert run(evaluate=lambda m: dict(a=np.float64(3), b=torch.tensor(2.)))[-1] | dict(loss=0) == dict(step=2, loss=0, a=3., b=2.)
 
 @pytest.fixture(scope='module')
@@ -463,8 +481,10 @@ def run_folder(tmp_path_factory):
 
 def go_on(folder, model=None, batch=circle, **kw):
     model = model or Mamba.tiny(seed=1)
-    try: return train(model, batch, Recipe(**dict(steps=6, lr=1e-2, warmup=2) | kw), folder, every=2, progress=False)
-    finally: assert not model.training and not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    try:
+        return train(model, batch, Recipe(**dict(steps=6, lr=1e-2, warmup=2) | kw), folder, every=2, progress=False)
+    finally:
+        assert not model.training and not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 def test_checkpoint_of_another(run_folder):
     "06_resume_on_another_model: a training is gone on with only by the same shape, recipe and data."
@@ -476,7 +496,8 @@ def test_checkpoint_of_another(run_folder):
     said(lambda: go_on(folder, lr=2e-2), 'lr 0.01 there, 0.02 here')
 
 def _weight(change):
-    def change_it(saved): saved['model']['layers.0.out_proj.weight'] = change(saved['model']['layers.0.out_proj.weight'])
+    def change_it(saved):
+        saved['model']['layers.0.out_proj.weight'] = change(saved['model']['layers.0.out_proj.weight'])
     return change_it
 CHANGES = {'a list': lambda o: [1], 'step 10^12': lambda o: o | dict(step=10**12), 'step -5': lambda o: o | dict(step=-5), 'step 3': lambda o: o | dict(step=3), 'step text': lambda o: o | dict(step='a'),
            'NaN': _weight(lambda o: o*float('nan')), 'another shape': _weight(lambda o: o[:2]), 'a list for a weight': _weight(lambda o: [1]), 'history 5': lambda o: o | dict(history=5), 'history {}': lambda o: o | dict(history=[{}]),
@@ -531,5 +552,6 @@ def test_broken_off_by_an_exception():
         with pytest.raises(error): train(model, batch, Recipe(steps=5), progress=False)
         assert not model.training and not any(p.requires_grad or p.grad is not None for p in model.parameters())
     model = Mamba.tiny(seed=1)
-    with pytest.raises(FloatingPointError, match='lower the learning rate'): train(model, circle, Recipe(steps=200, lr=1e6, warmup=1, clip=1e9), progress=False)
+    with pytest.raises(FloatingPointError, match='lower the learning rate'):
+        train(model, circle, Recipe(steps=200, lr=1e6, warmup=1, clip=1e9), progress=False)
     assert not model.training
