@@ -1,5 +1,5 @@
 "Settings of the explorer's server: who is let in, how many pages are served at once, and when each page's kernel ends."
-import html, os, re, socket, time
+import html, os, re, shutil, socket, sys, time
 from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
@@ -20,6 +20,12 @@ FULL = 'At most {} pages are open at once, as each takes half a gigabyte: close 
 OPEN = ('With BIND={} everybody who can reach this machine there and learns the address with its token can use '
         'the explorer as you, and nothing is encrypted: leave BIND out to serve this machine only.')
 
+def refuse(said, folder=None):
+    "End at once with one sentence, before there are threads to wait for."
+    if folder: shutil.rmtree(folder, ignore_errors=True)
+    print(said, file=sys.stderr, flush=True)
+    os._exit(1)
+
 def loopback(ip):
     "Is this an address on which only this machine can ask?"
     try: return ip == 'localhost' or ip_address(ip).is_loopback
@@ -27,12 +33,12 @@ def loopback(ip):
 
 def check_address(app):
     "End with one sentence, or warn in one, before anything is started."
-    if not 1 <= app.port <= 65535: raise SystemExit(f'PORT is {app.port}, expected a whole number from 1 to 65535.')
+    if not 1 <= app.port <= 65535: refuse(f'PORT is {app.port}, expected a whole number from 1 to 65535.', app.connection_dir)
     try:
         family, *_, address = socket.getaddrinfo(app.ip or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as s: s.bind(address)
     except (OSError, UnicodeError):
-        raise SystemExit(f"BIND is {app.ip!r}, which is no address of this machine: 127.0.0.1 serves this machine only.") from None
+        refuse(f"BIND is {app.ip!r}, which is no address of this machine: 127.0.0.1 serves this machine only.", app.connection_dir)
     if not loopback(app.ip): app.log.warning(OPEN.format(app.ip or '0.0.0.0'))
 
 def check_text():
@@ -40,10 +46,10 @@ def check_text():
     name = os.environ.get('MAMBA_INTERP_TEXT', '')
     if not name or name.startswith('hf:'): return
     path = Path(name).expanduser().absolute()
-    if not path.exists(): raise SystemExit(f"TEXT is {name!r}, and there is no such file or folder: {path}")
-    if not os.access(path, os.R_OK): raise SystemExit(f"TEXT is {name!r}, which cannot be read: {path}")
+    if not path.exists(): refuse(f"TEXT is {name!r}, and there is no such file or folder: {path}")
+    if not os.access(path, os.R_OK): refuse(f"TEXT is {name!r}, which cannot be read: {path}")
     empty = not any(path.iterdir()) if path.is_dir() else not path.stat().st_size
-    if empty: raise SystemExit(f"TEXT is {name!r}, which is empty: {path}")
+    if empty: refuse(f"TEXT is {name!r}, which is empty: {path}")
     os.environ['MAMBA_INTERP_TEXT'] = str(path)
 
 def host_names(ip):
@@ -131,6 +137,7 @@ class Gate(IdentityProvider):
         return []
 
 check_text()
+
 here = Path(__file__).absolute().parent
 os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [str(here/'share'), os.environ.get('JUPYTER_PATH')]))
 
