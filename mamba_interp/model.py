@@ -10,6 +10,7 @@ __all__ = ['Rules', 'RMSNorm', 'conv_terms', 'causal_conv', 'tapped', 'Span', 's
 
 # %% ../nbs/02_model.ipynb #7ca2977c
 import copy, hashlib, math, sys, tempfile, warnings
+from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from operator import itemgetter
@@ -123,14 +124,15 @@ def tapped(
     tap,          # Function of a tensor
     value:Tensor, # What it is given
     site,         # For the error message
-)->Tensor:        # What it returned; raises ValueError unless a tensor of the same shape
+)->Tensor:        # What it returned, in the type of `value`; raises ValueError unless a tensor of the same shape
     "Apply one tap and check what it returns."
     new = tap(value)
     if not isinstance(new, Tensor): raise ValueError(f"the tap at {site} returned {type(new).__name__}, expected a tensor of shape {tuple(value.shape)}")
     if new.shape != value.shape: raise ValueError(f"the tap at {site} returned shape {tuple(new.shape)}, expected {tuple(value.shape)}")
-    return new
+    if new.is_complex(): raise ValueError(f"the tap at {site} returned complex numbers, expected {value.dtype}")
+    return new.to(value.dtype)
 
-# %% ../nbs/02_model.ipynb #da410250
+# %% ../nbs/02_model.ipynb #ba71f86f
 class Span(NamedTuple):
     "Where a run stands in a longer sequence."
     start:int  # Index of the run's first token
@@ -174,11 +176,11 @@ def sort_taps(
 def _known_site(key, known, sites):
     "The `Site` of a tap's key; raises ValueError unless the model announces it."
     site = Site.parse(key)
-    if site._replace(pos=None) in known: return site
+    if site._replace(pos=None) in known and (site.pos is None or site.name == 'state'): return site
     match_sites(site, sites)
     raise ValueError(f"{key!r} is no site of this model: a block is a whole number")
 
-# %% ../nbs/02_model.ipynb #1708e77d
+# %% ../nbs/02_model.ipynb #16fdaebe
 def check_tokens(
     tokens,         # (b t) token ids: a tensor or array of any integer type, or a list of lists
     vocab_size:int, # Ids run below this
@@ -220,7 +222,7 @@ def _said(value):
     text = isinstance(value, str) or isinstance(value, (list, tuple)) and any(isinstance(o, str) for o in value)
     return "text: hand over torch.tensor([model.tokenizer.encode(text)])" if text else type(value).__name__
 
-# %% ../nbs/02_model.ipynb #352bab14
+# %% ../nbs/02_model.ipynb #3fbc70b1
 def left_pad(
     prompts, # Lists, or 1-D tensors, of token ids
     pad:int=0, # The id that fills up; which one makes no difference
@@ -239,7 +241,8 @@ def check_mask(
 )->Tensor:           # (b t) bool, or None if nothing is padded; raises ValueError for padding inside a prompt
     "Return a mask of real tokens as the blocks take it."
     if mask is None: return None
-    mask = torch.as_tensor(mask, device=tokens.device)
+    try: mask = torch.as_tensor(mask, device=tokens.device)
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"attention_mask is {type(mask).__name__}, expected 0 and 1, or false and true, of shape {tuple(tokens.shape)}") from e
     if mask.shape != tokens.shape: raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected that of the tokens, {tuple(tokens.shape)}")
     real = mask.bool()
     if not (mask == real).all(): raise ValueError("attention_mask holds other numbers than 0 and 1")
@@ -257,9 +260,9 @@ def _tell_padding(tokens, pad):
     "Warn if some prompts of a batch begin with padding that nobody masked."
     if not isinstance(pad, int) or len(tokens) < 2 or not (tokens[:, :2] == pad).all(1).any(): return
     leading = (tokens == pad).cumprod(1).sum(1)
-    if leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
+    if leading.max() > 2 and leading.min() < leading.max() < tokens.shape[1]: warnings.warn(f"some prompts begin with up to {leading.max().item()} tokens {pad}, the padding: it runs through the state unless attention_mask says so (see left_pad)", stacklevel=4)
 
-# %% ../nbs/02_model.ipynb #d3fb0702
+# %% ../nbs/02_model.ipynb #21e3727a
 class Memory(NamedTuple):
     "All that a block remembers of earlier tokens."
     conv:Tensor  # (b k-1 e) the convolution's last inputs; (b k-1 c) in Mamba-2
@@ -354,7 +357,7 @@ class Mamba1Block(_Block):
         if 'attention' in taps:
             alpha = hidden_attention(dt, A, B, C)
             edited = self.say('attention', alpha, taps)
-            if edited is not alpha: y = y + self.rules.mul(edited - alpha, value.unsqueeze(1)).sum(2)
+            if edited is not alpha: y = (y + self.rules.mul(edited - alpha, value.unsqueeze(1)).sum(2)).to(y.dtype)
         return self.say('ssm_out', self.say('y', y, taps) + self.D*skip, taps), state
 
     def _say_state(self, taps, real, t, h):
@@ -405,7 +408,7 @@ class Mamba2Block(_Block):
         if 'attention' in taps:
             alpha = head_attention(dt, A, B, C)
             edited = self.say('attention', alpha, taps)
-            if edited is not alpha: y = y + self.rules.mul((edited - alpha).unsqueeze(-1), value.unsqueeze(1)).sum(2)
+            if edited is not alpha: y = (y + self.rules.mul((edited - alpha).unsqueeze(-1), value.unsqueeze(1)).sum(2)).to(y.dtype)
         y = self.say('y', y.flatten(-2), taps)
         return self.say('ssm_out', y + (self.D[:, None]*skip).flatten(-2), taps), state
 
@@ -416,7 +419,7 @@ class Mamba2Block(_Block):
         gate = self.say('gate', self.rules.apply(F.silu, z), taps)
         return self.out_proj(self.say('inner_norm', self.say('gated', self.rules.mul(ssm_out, gate), taps), taps))
 
-# %% ../nbs/02_model.ipynb #aa14858b
+# %% ../nbs/02_model.ipynb #fc897034
 def free_memory(
     device='cpu' # A device
 )->int:          # Bytes; very many where nobody can tell
@@ -443,7 +446,7 @@ def enough_memory(
     free = free_memory(device)
     if need > free: raise TooLarge(f"{what} takes {need:,} bytes ({need/2**30:,.3g} GiB), and {free/2**30:,.3g} GiB are free on {device}")
 
-# %% ../nbs/02_model.ipynb #d31c0175
+# %% ../nbs/02_model.ipynb #627fccef
 def _flag(value, name):
     if not isinstance(value, bool): raise ValueError(f"{name} is {value!r}, expected true or false")
 
@@ -451,9 +454,14 @@ def _limits(value, name):
     good = isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(o, (int, float)) and not isinstance(o, bool) for o in value)
     if not (good and 0 <= value[0] < value[1]): raise ValueError(f"{name} is {value!r}, expected two ascending numbers from 0, such as [0.0, Infinity]")
 
+def _weights_type(value, name):
+    known = value is None or isinstance(getattr(torch, str(value).removeprefix('torch.'), None), torch.dtype)
+    if not known: raise ValueError(f"{name} is {value!r}, expected the name of a type, such as 'float32'")
+
 _CHECKS = dict.fromkeys(('vocab_size', 'hidden_size', 'state_size', 'num_hidden_layers', 'conv_kernel', 'expand', 'intermediate_size', 'num_heads', 'head_dim', 'n_groups'), whole_number)
 _CHECKS |= dict.fromkeys(('use_bias', 'use_conv_bias', 'residual_in_fp32', 'tie_word_embeddings'), _flag)
 _CHECKS |= dict.fromkeys(('time_step_min', 'time_step_max', 'time_step_floor'), partial(real_number, above=0))
+_CHECKS |= dict.fromkeys(('dtype', 'torch_dtype'), _weights_type)
 _CHECKS |= dict(layer_norm_epsilon=partial(real_number, above=0, below=1), time_step_limit=_limits, hidden_act=partial(one_of, choices=('silu', 'swish')),
     time_step_rank=lambda value, name: value == 'auto' or whole_number(value, name))
 _KINDS = ('mamba', 'mamba2')
@@ -473,7 +481,7 @@ def _check_fields(kind, fields, where):
 
 def _size(kind, fields, where):
     "A model of this size, for a sentence: by its largest number."
-    key = max((k for k,v in _CHECKS.items() if v is whole_number and k in fields), key=lambda k: fields[k])
+    key = max((k for k,v in fields.items() if k in _CHECKS and type(v) is int and k != 'intermediate_size'), key=lambda k: fields[k])
     return f"{where}: a model with {key} {fields[key]}"
 
 def _bytes(kind, fields):
@@ -487,7 +495,7 @@ def _bytes(kind, fields):
         block = d + d*(3*e + bc + fields['num_heads']) + (e + bc)*(k + 1) + 3*fields['num_heads'] + e
     return 4*(v*d*(1 if fields['tie_word_embeddings'] else 2) + d + fields['num_hidden_layers']*block)
 
-# %% ../nbs/02_model.ipynb #05c0717a
+# %% ../nbs/02_model.ipynb #e2e97f45
 def check_config(
     config, # `transformers.MambaConfig` or `transformers.Mamba2Config`
     where='the configuration', # Where it comes from, for the sentence
@@ -496,8 +504,10 @@ def check_config(
     kind = getattr(config, 'model_type', None)
     if kind is None or not hasattr(config, 'to_dict'): raise ValueError(f"expected the configuration of a Mamba, a transformers MambaConfig or Mamba2Config, got {type(config).__name__}; a checkpoint is opened by Mamba.load")
     _known_kind(kind, where)
-    _check_fields(kind, {k: getattr(config, k) for k in _CHECKS if hasattr(config, k)}, where)
+    _check_fields(kind, _sizes(config), where)
     return config
+
+def _sizes(config): return {k: v for k,v in vars(config).items() if k in _CHECKS}
 
 def _known_kind(kind, where):
     if kind not in _KINDS: raise ValueError(f"{where} is of a model of type {kind!r}, expected 'mamba', 'mamba2', or mamba_ssm's d_model and n_layer; other architectures go through `mamba_interp.taps.Adapter`")
@@ -506,14 +516,14 @@ def _configured(kind, fields, where):
     "The `transformers` configuration with these fields, checked before and after."
     from transformers import Mamba2Config, MambaConfig
     made = MambaConfig if kind == 'mamba' else Mamba2Config
-    _check_fields(kind, {k: getattr(made, k) for k in _CHECKS if hasattr(made, k)} | fields, where)
+    _check_fields(kind, {k: o.default for k,o in made.__dataclass_fields__.items() if k in _CHECKS} | fields, where)
     try: config = made.from_dict(fields)
     except Exception as e: raise ValueError(f"{where} is refused by transformers: {' '.join(str(e).split())[:200]}") from e
     return check_config(config, where)
 
 def _fits(config, device, bytes=4, where='the configuration'):
     "Raise TooLarge if a model's weights, of so many bytes each, are more than `device` has room for."
-    fields = {k: getattr(config, k) for k in _CHECKS if hasattr(config, k)}
+    fields = _sizes(config)
     enough_memory(_bytes(config.model_type, fields)//4*bytes, _size(config.model_type, fields, where), device)
 
 # %% ../nbs/02_model.ipynb #e39bb6f2
@@ -534,7 +544,7 @@ def _view(module, rules):
     new.rules = rules
     return new
 
-# %% ../nbs/02_model.ipynb #4a91c3fb
+# %% ../nbs/02_model.ipynb #5e621527
 class Mamba(_Announcer):
     "A Mamba-1 or Mamba-2 language model as a pure function: `model(tokens, taps)`."
     def __init__(self,
@@ -565,14 +575,14 @@ class Mamba(_Announcer):
         nn.init.normal_(self.embeddings.weight, std=0.02)
         for block in self.layers:
             block.out_proj.weight.div_(math.sqrt(len(self.layers)))
-            first = block.dt_proj.bias if self.table is SITES else block.dt_bias
+            first = block.dt_proj.bias if self.kind == 1 else block.dt_bias
             low, high = math.log(cfg.time_step_min), math.log(cfg.time_step_max)
             dt = torch.exp(torch.rand_like(first)*(high - low) + low).clamp(min=cfg.time_step_floor)
             first.copy_(dt + torch.log(-torch.expm1(-dt)))
-            if self.table is SITES: nn.init.uniform_(block.dt_proj.weight, -block.rank**-0.5, block.rank**-0.5)
+            if self.kind == 1: nn.init.uniform_(block.dt_proj.weight, -block.rank**-0.5, block.rank**-0.5)
 
     @property
-    def kind(self): return 1 if self.table is SITES else 2
+    def kind(self): return 1 if self.config.model_type == 'mamba' else 2
     @property
     def device(self): return self.embeddings.weight.device
     @property
@@ -668,6 +678,10 @@ class Mamba(_Announcer):
         return self._unembed(resid, {}, at)
 
 # %% ../nbs/02_model.ipynb #981d5ec9
+def _setting(name):
+    known = [*_CHECKS, *_OTHERS]
+    if name not in known: raise ValueError(f"Mamba.tiny has no setting {name[:60]!r}; did you mean {get_close_matches(name, known, 1, 0)[0]!r}?")
+
 def tiny(
     seed:int=0, # Seed of the random weights
     kind:int=1, # 1 for Mamba-1, 2 for Mamba-2
@@ -676,7 +690,7 @@ def tiny(
     "A small random model, in milliseconds."
     small = dict(vocab_size=61, hidden_size=24, state_size=5, num_hidden_layers=3)
     if one_of(kind, 'kind', (1, 2)) == 2: small |= dict(num_heads=6, head_dim=8, n_groups=2)
-    for k in config: one_of(k, 'a setting of Mamba.tiny', [*_CHECKS, *_OTHERS])
+    for k in config: _setting(k)
     config = _configured(_KINDS[kind - 1], small | config, 'Mamba.tiny')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(whole_number(seed, 'seed', 0))
@@ -746,7 +760,7 @@ def _unbounded(limits):
     if not isinstance(limits, (list, tuple)): return limits
     return [math.inf if isinstance(o, dict) and o.get('__float__') == 'Infinity' else float(o) if type(o) is int else o for o in limits]
 
-# %% ../nbs/02_model.ipynb #e861e3d8
+# %% ../nbs/02_model.ipynb #a2645183
 def config_of(
     folder:Path # With a `config.json` of `transformers` or `mamba_ssm`
 ):              # `MambaConfig` or `Mamba2Config`; raises ValueError, naming file and field, for anything else
@@ -802,7 +816,7 @@ def _read_parts(folder, index):
     if lost: raise ValueError(f"{index} names {lost[0]!r} in {parts[lost[0]]}, which does not hold it ({len(lost)} such tensors)")
     return found
 
-# %% ../nbs/02_model.ipynb #ef2f1e60
+# %% ../nbs/02_model.ipynb #62c0a981
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _fit(model, weights, source, dtype=torch.float32):
@@ -860,7 +874,7 @@ def _find(name, revision=None):
     if str(name).count('/') == 1 and not str(name).startswith(('/', '.', '~')): return _fetch(str(name), revision)
     raise FileNotFoundError(f"no checkpoint {str(name)[:80]!r}: expected a folder, a Hub name such as 'state-spaces/mamba-370m', or one of the bundled {sorted(bundled)}")
 
-# %% ../nbs/02_model.ipynb #37188f10
+# %% ../nbs/02_model.ipynb #14b49088
 def _usable(device):
     "A device on which tensors can be made."
     try: torch.zeros(1, device=device)
@@ -908,7 +922,7 @@ def save(
 
 Mamba.load, Mamba.save = staticmethod(load), save
 
-# %% ../nbs/02_model.ipynb #62411180
+# %% ../nbs/02_model.ipynb #0644660a
 _TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'vocab.json'
 
 def _read_tokenizer(source, vocab_size):
@@ -982,7 +996,7 @@ def _picker(tokens, n, temperature, seed):
 
 Mamba.generate = generate
 
-# %% ../nbs/02_model.ipynb #61841e5f
+# %% ../nbs/02_model.ipynb #8b6b5b45
 def fingerprint(
     model, # A `Mamba`, or anything with `config` and `named_parameters()`
 )->str:    # 16 hexadecimal digits; the same for a float64 copy of float32 weights
@@ -1019,7 +1033,7 @@ def split_block_out(
     length, width = resid.shape[1], block.out_proj.in_features
     slope = torch.sigmoid(seen['conv'])[..., :width]
     alpha = _diagonal_skip(block, seen['attention'])*seen['gate'].unsqueeze(2)
-    if model.table is SITES2: alpha = alpha*(block.inner_norm.scale(seen['gated'])*block.inner_norm.weight).unsqueeze(2)
+    if model.kind == 2: alpha = alpha*(block.inner_norm.scale(seen['gated'])*block.inner_norm.weight).unsqueeze(2)
     project = block.out_proj.weight.T
     terms = resid.new_zeros(*resid.shape[:2], length, block.width, resid.shape[-1])
     for k in range(block.width):

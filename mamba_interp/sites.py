@@ -95,13 +95,13 @@ class Site(NamedTuple):
         body, mark, pos = text.partition('@')
         layer, _, name = body.rpartition('.')
         known = SITES | SITES2
-        if name not in known: raise ValueError(f"no site is called {name!r}; the closest are {_nearest(name, known)}")
-        if not (re.fullmatch(r'[0-9]{0,9}', layer) and re.fullmatch(_TOKEN if mark else '', pos)): raise ValueError(f"{text!r} is not a site: expected LAYER.NAME or LAYER.NAME@TOKEN with whole numbers, such as '3.state@7'")
+        if name not in known: raise ValueError(f"no site is called {name[:60]!r}; the closest are {_nearest(name[:60], known)}")
+        if not (re.fullmatch(r'[0-9]{0,9}', layer) and re.fullmatch(_TOKEN if mark else '', pos)): raise ValueError(f"{text[:60]!r} is not a site: expected LAYER.NAME or LAYER.NAME@TOKEN with whole numbers, such as '3.state@7'")
         if known[name].layer != (layer != ''): raise ValueError(f"{name!r} exists {'once per block: say which, as in 3.' + name if known[name].layer else 'outside the blocks: drop the ' + layer + '.'}")
         if pos and name != 'state': raise ValueError(f"{text!r}: only `state` is visited token by token; drop '@{pos}' and index the token axis")
         return cls(name, int(layer) if layer else None, int(pos) if pos else None)
 
-# %% ../nbs/00_sites.ipynb #f1370ce2
+# %% ../nbs/00_sites.ipynb #c3021cb7
 def token_index(
     at,            # Token index, a list of these, or a (b) tensor with one per prompt; negative ones count from the end
     length:int,    # Number of tokens of the run
@@ -138,7 +138,7 @@ def match_sites(
         return list(dict.fromkeys(o for p in pattern for o in match_sites(p, sites)))
     body, mark, pos = str(pattern).partition('@')
     found = [o for o in sites if fnmatchcase(str(o), body)]
-    if not found: raise ValueError(f"no site of this model matches {str(pattern)!r}; the closest are {_nearest(body, [str(o) for o in sites])}")
+    if not found: raise ValueError(f"no site of this model matches {str(pattern)[:60]!r}; the closest are {_nearest(body[:60], [str(o) for o in sites])}")
     if not mark: return found
     if not re.fullmatch(_TOKEN, pos) or any(o.name != 'state' for o in found): raise ValueError(f"{str(pattern)!r}: '@' takes a token index and goes with `state` only, as in '*.state@7'")
     return [o._replace(pos=int(pos)) for o in found]

@@ -16,7 +16,7 @@ from .checks import one_of, real_number
 from .model import Mamba, Span, _path, _picker, at_tokens, check_mask, check_tokens, enough_memory, left_pad, sort_taps, tapped
 from .sites import ON_REQUEST, SITES, Site, all_sites, match_sites, token_index
 
-# %% ../nbs/03_taps.ipynb #8b4cb38d
+# %% ../nbs/03_taps.ipynb #32a2c017
 @dataclass(frozen=True, eq=False)
 class Tap:
     "A change of an activation that says what it does, and at which tokens."
@@ -47,7 +47,7 @@ def _laid_over(value, new, span):
     part = new[:, span.start:span.start + value.shape[1]]
     return torch.cat([part, value[:, part.shape[1]:]], 1)
 
-# %% ../nbs/03_taps.ipynb #a458f57c
+# %% ../nbs/03_taps.ipynb #40de755c
 def token_mask(
     at,           # None for all tokens, an int, a list of ints, or a (b) tensor with one token per prompt; negative from the end
     shape,        # (b, t, …) of the activation
@@ -64,7 +64,7 @@ def token_mask(
     if not one_each: mask = mask.any(0).expand(batch, length)
     return mask.reshape(batch, length, *[1]*(len(shape) - 2))
 
-# %% ../nbs/03_taps.ipynb #e55b7a0a
+# %% ../nbs/03_taps.ipynb #24a65cb4
 class _Then(Tap):
     "Two taps of one site, one after the other."
     def __init__(self, first, second):
@@ -114,7 +114,8 @@ def record(
 )->dict:         # `Site` -> activation, detached; `state` without a token is (b t e n); raises TooLarge for more than fits
     "What the model announces at `sites` while it reads `tokens`."
     found = [o for o in model.sites() if o.name not in ON_REQUEST] if isinstance(sites, str) and sites == '*' else model.sites(sites)
-    if hasattr(model, 'bytes_at') and getattr(tokens, 'ndim', 0) == 2:
+    if hasattr(model, 'bytes_at'):
+        tokens = check_tokens(tokens, model.config.vocab_size, model.device)
         enough_memory(sum(model.bytes_at(o, tokens.shape) for o in found), f"recording {len(found)} sites over {len(tokens)} prompts of {tokens.shape[1]} tokens", model.device)
     seen, mask = {}, {} if attention_mask is None else dict(attention_mask=attention_mask)
     with torch.no_grad(): model(tokens, chain(taps or {}, {s: _keeper(seen, s) for s in found}), **mask)
@@ -214,7 +215,7 @@ def _block_paths(inner, n_layers):
     prefix = _module_path(inner, base)
     return dict(embed=_module_path(inner, inner.get_input_embeddings()), layers=f'{prefix}.{layers}', norm=f'{prefix}.{norm}')
 
-# %% ../nbs/03_taps.ipynb #185fcf4c
+# %% ../nbs/03_taps.ipynb #3b080dd2
 class Adapter:
     "A `transformers` causal language model that is called like a `Mamba`, with block-level sites."
     def __init__(self,
@@ -299,7 +300,7 @@ class Adapter:
             if real is not None: real = torch.cat([real, real.new_ones(len(real), 1)], 1)
         return tokens
 
-# %% ../nbs/03_taps.ipynb #421cf670
+# %% ../nbs/03_taps.ipynb #6635c20e
 def _tap_input(part, tap, site):
     value = part.input
     part.input = tapped(tap, value, site)
