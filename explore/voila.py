@@ -1,5 +1,5 @@
-"Settings of the explorer's server: who is let in, how many pages are served at once, and when each page's kernel ends."
-import html, os, re, socket, time
+"Settings of the explorer's server: who is let in, how many pages are served at once, when kernels end."
+import html, os, re, shutil, socket, sys, time
 from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
@@ -15,10 +15,17 @@ from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
 from voila.tornado.handler import TornadoVoilaHandler
 
 ADDRESS = 'Open the whole address that `make explore` printed, with its token.'
-NAME = 'The explorer is asked for under the name {}, which is not one of its own: open the address that `make explore` printed.'
+NAME = ('The explorer is asked for under the name {}, which is not one of its own: '
+        'open the address that `make explore` printed.')
 FULL = 'At most {} pages are open at once, as each takes half a gigabyte: close one, then reload this page.'
 OPEN = ('With BIND={} everybody who can reach this machine there and learns the address with its token can use '
         'the explorer as you, and nothing is encrypted: leave BIND out to serve this machine only.')
+
+def refuse(said, folder=None):
+    "End at once with one sentence, before there are threads to wait for."
+    if folder: shutil.rmtree(folder, ignore_errors=True)
+    print(said, file=sys.stderr, flush=True)
+    os._exit(1)
 
 def loopback(ip):
     "Is this an address on which only this machine can ask?"
@@ -27,12 +34,15 @@ def loopback(ip):
 
 def check_address(app):
     "End with one sentence, or warn in one, before anything is started."
-    if not 1 <= app.port <= 65535: raise SystemExit(f'PORT is {app.port}, expected a whole number from 1 to 65535.')
+    whole = f'PORT is {app.port}, expected a whole number from 1 to 65535.'
+    if not 1 <= app.port <= 65535: refuse(whole, app.connection_dir)
+    kind = dict(type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     try:
-        family, *_, address = socket.getaddrinfo(app.ip or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, *_, address = socket.getaddrinfo(app.ip or None, 0, **kind)[0]
         with socket.socket(family, socket.SOCK_STREAM) as s: s.bind(address)
     except (OSError, UnicodeError):
-        raise SystemExit(f"BIND is {app.ip!r}, which is no address of this machine: 127.0.0.1 serves this machine only.") from None
+        said = f"BIND is {app.ip!r}, which is no address of this machine: 127.0.0.1 serves this machine only."
+        refuse(said, app.connection_dir)
     if not loopback(app.ip): app.log.warning(OPEN.format(app.ip or '0.0.0.0'))
 
 def check_text():
@@ -40,16 +50,17 @@ def check_text():
     name = os.environ.get('MAMBA_INTERP_TEXT', '')
     if not name or name.startswith('hf:'): return
     path = Path(name).expanduser().absolute()
-    if not path.exists(): raise SystemExit(f"TEXT is {name!r}, and there is no such file or folder: {path}")
-    if not os.access(path, os.R_OK): raise SystemExit(f"TEXT is {name!r}, which cannot be read: {path}")
+    if not path.exists(): refuse(f"TEXT is {name!r}, and there is no such file or folder: {path}")
+    if not os.access(path, os.R_OK): refuse(f"TEXT is {name!r}, which cannot be read: {path}")
     empty = not any(path.iterdir()) if path.is_dir() else not path.stat().st_size
-    if empty: raise SystemExit(f"TEXT is {name!r}, which is empty: {path}")
+    if empty: refuse(f"TEXT is {name!r}, which is empty: {path}")
     os.environ['MAMBA_INTERP_TEXT'] = str(path)
 
 def host_names(ip):
-    "Patterns of the names under which this server may be asked; none of them can be a name that somebody else points at this machine."
+    "Patterns of the names under which this server may be asked; nobody else can point one of them here."
     names = ['localhost', r'127(\.\d+){3}', r'\[::1\]', re.escape(ip.lower()), re.escape(f'[{ip.lower()}]')]
-    if ip in ('', '0.0.0.0', '::'): names += [re.escape(socket.gethostname().lower()), r'[\d.]+', r'\[[\da-f:.]+\]']
+    everywhere = [re.escape(socket.gethostname().lower()), r'[\d.]+', r'\[[\da-f:.]+\]']
+    if ip in ('', '0.0.0.0', '::'): names += everywhere
     return '|'.join(names)
 
 class OneSentence:
@@ -68,7 +79,7 @@ class NotServed(OneSentence, RequestHandler):
     def prepare(self): raise HTTPError(404)
 
 class Page(OneSentence, TornadoVoilaHandler):
-    "The app. Its address holds the token: a cookie alone would let the pages of other ports of this machine start kernels."
+    "The app, at an address with the token: with a cookie alone, pages of other ports could start kernels."
     kernel = None
 
     def get_login_url(self): raise HTTPError(403, ADDRESS)
@@ -79,19 +90,21 @@ class Page(OneSentence, TornadoVoilaHandler):
         self.set_header('Referrer-Policy', 'same-origin')
 
     async def get(self, path=None):
-        self.kernel_manager.kernel_pools_config = dict(default=dict(pool_size=0))   # only the first page finds one started
+        # only the first page finds a kernel started
+        self.kernel_manager.kernel_pools_config = dict(default=dict(pool_size=0))
         await super().get(path)
         self.kernel = None
 
     def on_connection_close(self):
         "A page that is left before it is complete ends its kernel."
-        if self.kernel in self.kernel_manager: IOLoop.current().spawn_callback(self.kernel_manager.shutdown_kernel, self.kernel)
+        end = self.kernel_manager.shutdown_kernel
+        if self.kernel in self.kernel_manager: IOLoop.current().spawn_callback(end, self.kernel)
         super().on_connection_close()
 
 class Left(VoilaShutdownKernelHandler):
     "A page that is left ends its kernel."
     def check_xsrf_cookie(self):
-        "Voilà sets no such cookie: the request's origin, which a browser does not let a page choose, stands for it."
+        "Voilà sets no such cookie: the origin, which a browser lets no page choose, stands for it."
         if not self.check_origin(): raise HTTPError(403, 'Another page asked for this.')
 
 class Kernels(AsyncMappingKernelManager):
@@ -104,7 +117,8 @@ class Kernels(AsyncMappingKernelManager):
         self.begun, self.connected = set(), {}
 
     async def start_kernel(self, *args, **settings):
-        if len(self.begun.union(self.list_kernel_ids())) >= self.most: raise HTTPError(503, FULL.format(self.most))
+        many = len(self.begun.union(self.list_kernel_ids()))
+        if many >= self.most: raise HTTPError(503, FULL.format(self.most))
         kernel = settings.setdefault('kernel_id', str(uuid4()))
         self.begun.add(kernel)
         page = CallContext.get(CallContext.JUPYTER_HANDLER)
@@ -113,7 +127,7 @@ class Kernels(AsyncMappingKernelManager):
         finally: self.begun.discard(kernel)
 
     async def cull_kernel_if_idle(self, kernel):
-        "End a kernel when nobody has been connected to it for `cull_idle_timeout`; thrice that long if nobody ever was."
+        "End a kernel that nobody is connected to for `cull_idle_timeout`, or thrice that if nobody ever was."
         now = time.monotonic()
         if self._kernel_connections.get(kernel): self.connected[kernel] = now, 1
         since, patience = self.connected.setdefault(kernel, (now, 3))
@@ -123,16 +137,21 @@ class Gate(IdentityProvider):
     "Who has the token from the printed address is let in, under a name of this server."
     def get_handlers(self):
         voila = self.parent
-        page = dict(notebook_path=os.path.relpath(voila.notebook_path, voila.root_dir), template_paths=voila.template_paths,
+        notebook = os.path.relpath(voila.notebook_path, voila.root_dir)
+        page = dict(notebook_path=notebook, template_paths=voila.template_paths,
                     config=voila.config, voila_configuration=voila.voila_configuration)
         at = lambda path: url_path_join(voila.server_url, path)
         voila.app.add_handlers(f'(?!({host_names(voila.ip)})$).*', [('.*', OtherName)])
-        voila.app.add_handlers('.*', [(at('/voila/api/shutdown/(.*)'), Left), (at('/voila/query/.*'), NotServed), (at('/'), Page, page)])
+        none = [(at(o), NotServed) for o in ('/voila/query/.*', '/(?!voila/|api/).+')]
+        own = [(at('/voila/api/shutdown/(.*)'), Left), *none, (at('/'), Page, page)]
+        voila.app.add_handlers('.*', own)
         return []
 
 check_text()
+
 here = Path(__file__).absolute().parent
-os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [str(here/'share'), os.environ.get('JUPYTER_PATH')]))
+paths = [str(here/'share'), os.environ.get('JUPYTER_PATH')]
+os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, paths))
 
 c = get_config()
 c.Voila.ip = '127.0.0.1'
@@ -143,7 +162,8 @@ c.Voila.tornado_settings = dict(websocket_max_message_size=2**26)
 c.IdentityProvider.cookie_options = dict(samesite='Strict')
 c.VoilaConfiguration.template = 'plain'
 c.VoilaConfiguration.show_tracebacks = False
-c.VoilaConfiguration.extension_allowlist = ['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8']
+widgets = ['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8']
+c.VoilaConfiguration.extension_allowlist = widgets
 c.VoilaConfiguration.multi_kernel_manager_class = Kernels
 c.VoilaConfiguration.preheat_kernel = True
 c.KernelManager.transport = 'ipc'

@@ -104,6 +104,7 @@ def browse(
     "Features in order, or those that fire on a text."
     one_of(by, 'the order', ORDERS)
     n = whole_number(n, 'n')
+    if len(query) > 1000: raise ValueError(f"a text of {len(query):,} characters is too long to search for: type a word")
     order = ORDERS[by](found).argsort(stable=True)
     if not query: return order[:n].tolist()
     kinds = {o: encode(found.tokenizer, o) for o in (query, ' ' + query.lstrip())}

@@ -25,7 +25,7 @@ from .files import inside, only_writer, writable, write_file
 from .model import Mamba, _diagonal_skip
 from .sae import SAE, Sparse, _flat, splice
 from .sae_metrics import _changed_run, _check_width, _clean_run, _ends
-from .sites import SITES2, Site
+from .sites import Site
 from .taps import _put
 from .tasks import bos_id, encode
 
@@ -118,7 +118,7 @@ def features_along(
     site, = model.sites(sae.site)
     return active_features(sae, harvest(model, tokens, site)[site])
 
-# %% ../nbs/17_features.ipynb #182b8c10
+# %% ../nbs/17_features.ipynb #f328b5c4
 @cache
 def _byte_of():
     "The byte that each character in the vocabulary of a byte-level tokenizer stands for (Radford et al. 2019)."
@@ -732,7 +732,7 @@ def _carried(model, layer, resid, lags):
     block(resid, {k: (lambda v, k=k: seen.setdefault(k, v)) for k in ('conv', 'gate', 'attention', 'gated')})
     e, t = block.out_proj.in_features, resid.shape[1]
     alpha = _diagonal_skip(block, seen['attention'])*seen['gate'].unsqueeze(2)
-    if model.table is SITES2: alpha = alpha*(block.inner_norm.scale(seen['gated'])*block.inner_norm.weight).unsqueeze(2)
+    if model.kind == 2: alpha = alpha*(block.inner_norm.scale(seen['gated'])*block.inner_norm.weight).unsqueeze(2)
     alpha = (alpha*torch.sigmoid(seen['conv'])[:, None, :, :e])[0]
     taps, out = block.conv1d.weight[:e, 0].flip(1).T, []
     for lag in range(min(lags, t)):
@@ -758,7 +758,7 @@ def time_kernel(
     layer, index = _reader(model, sae.out_site or sae.site), _known(sae, features)
     block = model.layers[layer]
     e = block.out_proj.in_features
-    enter = block.in_proj.weight[:e] if model.table is not SITES2 else block.in_proj.weight[e:2*e]
+    enter = block.in_proj.weight[:e] if model.kind == 1 else block.in_proj.weight[e:2*e]
     written = F.normalize(sae.W_dec[index], dim=1).to(enter)*block.norm.weight @ enter.T            # (m e)
     place = torch.full((sae.d_sae,), -1, device=index.device).index_copy_(0, index, torch.arange(len(index), device=index.device))
     total, count = (written.new_zeros(len(index), lags) for _ in range(2))
