@@ -42,8 +42,8 @@ serve:  ## Show _site/ on http://127.0.0.1:8000 (PORT=… for another)
 	@$(RUN) -m docs.serve "$(PORT)" "$(BIND)"
 
 explore: env  ## Serve the feature explorer on http://127.0.0.1:8000 (PORT=… and BIND=… for others, TEXT=… for a text to profile)
-	@case "$(TEXT)" in ''|hf:*|/*) export MAMBA_INTERP_TEXT="$(TEXT)";; *) export MAMBA_INTERP_TEXT="$(CURDIR)/$(TEXT)";; esac; \
-	JUPYTER_PATH=$(CURDIR)/explore/share .venv/bin/voila explore/app.ipynb --Voila.config_file_paths=$(CURDIR)/explore --Voila.ip=$(BIND) --port=$(PORT)
+	.venv/bin/voila explore/app.ipynb --Voila.config_file_paths=explore --Voila.ip=$(BIND) --port=$(PORT)
+explore: export MAMBA_INTERP_TEXT := $(or $(TEXT),$(MAMBA_INTERP_TEXT))
 
 test: env interop  ## Run every page and every test (FLAGS="slow gpu hub" adds the flagged cells)
 	$(RUN) -m pytest tests -v -rs --tb=short --flags="$(FLAGS)"

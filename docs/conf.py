@@ -16,7 +16,6 @@ extensions = ['myst_nb']
 exclude_patterns = ['_quarto.yml']
 nb_execution_mode = 'off'
 smartquotes = False
-nb_merge_streams = True
 nb_mime_priority_overrides = [('html', 'text/html', 0)]
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'attrs_inline']
 myst_all_links_external = True

@@ -1,6 +1,8 @@
 "Build `_site/` as `_quarto.yml` describes it, from the executed pages: with Quarto where it is installed, otherwise with Sphinx."
-import ast, inspect, re, shutil, subprocess, textwrap, tokenize
+import ast, inspect, os, re, shutil, subprocess, textwrap, tokenize
+from copy import deepcopy
 from fnmatch import fnmatch
+from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -17,6 +19,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 from nbdev.showdoc import BasicMarkdownRenderer
 from docs import pages
 from docs.pages import PLOTLY, WIDGET, root, settings
+from mamba_interp.files import only_writer
 from mamba_interp.figures import Figure, site_assets
 
 staged, sphinx, static, site = (root/o for o in ('_build/staged', '_build/sphinx', '_build/static', '_site'))
@@ -38,6 +41,16 @@ def arguments(sym):
     result = ('returns', text(init.returns), '', said.get('return') or '')
     return rows + [result]*(not inspect.isclass(sym) and any(result[1:]))
 
+def code_span(text):
+    "`text` as code inside a table, where a bar would end the cell."
+    if not text: return ''
+    return f'<code>{escape(text, quote=False)}</code>'.replace('|', '&#124;') if '|' in text else f'`{text}`'
+
+def in_table(text):
+    "Markdown that may stand in a table: bars are entities, and code that holds one is HTML."
+    parts = re.split(r'(`[^`]*`)', text)
+    return ''.join(code_span(o[1:-1]) if o[:1] == '`' and '|' in o else o.replace('|', '&#124;') for o in parts)
+
 class Entry(BasicMarkdownRenderer):
     "An API entry: heading, source link, signature, sentence, table of arguments."
     def _repr_markdown_(self):
@@ -45,17 +58,27 @@ class Entry(BasicMarkdownRenderer):
         sig = ', '.join(k + (f'={d}' if d else '') for k,_,d,_ in rows if k != 'returns')
         used = [i for i in range(4) if i == 0 or any(o[i] for o in rows)]
         line = lambda cells: '| ' + ' | '.join(cells[i].replace('\n', ' ') for i in used) + ' |'
-        code = lambda o: f"`{o.replace('|', 'or')}`" if o else ''
-        table = [line(('', 'type', 'default', '')), line(['---']*4)] + [line((f"**{k.replace('*', '')}**", code(t), code(d), m.replace('|', '&#124;'))) for k,t,d,m in rows]
+        kind = lambda t: code_span(t.replace('|', 'or'))
+        row = lambda k,t,d,m: line((f"**{k.replace('*', '')}**", kind(t), code_span(d), in_table(m)))
+        table = [line(('', 'type', 'default', '')), line(['---']*4)] + [row(*o) for o in rows]
         url = f"{settings['git_url']}/blob/{settings['branch']}/{self.sym.__module__.replace('.', '/')}.py#L{inspect.getsourcelines(self.sym)[1]}"
         return '\n\n'.join([f"{'#'*self.title_level} {self.nm}", f'```python\n{self.nm}({sig})\n```', f"{inspect.getdoc(self.sym) or ''} [source]({url}){{.source}}", *(['\n'.join(table)] if rows else [])])
 
 # --- staging: what both builders read ------------------------------------------------------------------------------
 
+def joined(outputs):
+    "Outputs in their order, with neighbouring prints as one."
+    out = []
+    for o in outputs:
+        together = out and 'name' in o and out[-1].get('name') == o['name']
+        if together: out[-1]['text'] = [''.join(out[-1]['text']) + ''.join(o['text'])]
+        else: out.append(o)
+    return out
+
 def shown_outputs(cell):
     "A processor: outputs as both builders show them: plotly as the HTML that `figures.js` draws, no progress bars, no warnings."
     if cell.cell_type != 'code': return
-    cell.outputs = [o for o in cell.get('outputs', []) if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+    cell.outputs = joined(o for o in cell.get('outputs', []) if o.get('name') != 'stderr' and WIDGET not in o.get('data', {}))
     for o in cell.outputs:
         if PLOTLY in o.get('data', {}):
             drawing = o.data.pop(PLOTLY)
@@ -119,26 +142,55 @@ def copy_static(folder):
 
 # --- Sphinx, where there is no Quarto --------------------------------------------------------------------------------
 
+KINDS = {'fig-': 'Figure', 'tbl-': 'Table'}   # what Quarto numbers and captions
+
+def numbered(options):
+    "Label -> what it is called, such as 'Figure 2' or 'Table 1', for the cells' options in order."
+    out = {}
+    for prefix,kind in KINDS.items():
+        labels = [o['label'] for o in options if o.get('label', '').startswith(prefix)]
+        out |= {label: f'{kind} {i+1}' for i,label in enumerate(labels)}
+    return out
+
+def front_page(source):
+    "A page's front matter as its title and its sentence."
+    front = _fm2dict(source)
+    return f"# {front['title']}\n\n:::{{container}} lead\n{front['description']}\n:::"
+
+def as_is(cell): return '\n\n'.join(''.join(o.data['text/markdown'] if 'data' in o else o.text) for o in cell.outputs)
+
 def sphinx_cells(nb):
     "The staged cells as MyST reads them: Quarto's cell options become tags, captions and anchors."
     options = [pages.options(c) for c in nb.cells]
-    numbers = {o: i+1 for i,o in enumerate(o['label'] for o in options if o.get('label', '').startswith('fig-'))}
-    refer = lambda m: f'[Figure {numbers[m[1]]}](#{m[1]})' if m[1] in numbers else m[0]
-    markdown = lambda s: mk_cell(re.sub(r'(?<![\w`])@(fig-[\w-]+)', refer, s), 'markdown')
+    called = numbered(options)
+    refer = lambda m: f'[{called[m[1]]}](#{m[1]})' if m[1] in called else m[0]
+    markdown = lambda s: mk_cell(re.sub(r'(?<![\w`])@((?:fig|tbl)-[\w-]+)', refer, s), 'markdown')
     for c,o in zip(nb.cells, options):
-        if c.cell_type == 'raw':
-            front = _fm2dict(c.source)
-            yield markdown(f"# {front['title']}\n\n:::{{container}} lead\n{front['description']}\n:::")
+        if c.cell_type == 'raw': yield markdown(front_page(c.source))
         elif c.cell_type == 'markdown': yield markdown(c.source)
-        elif o.get('output') == 'asis': yield markdown('\n\n'.join(''.join(x.data['text/markdown'] if 'data' in x else x.text) for x in c.outputs))
+        elif o.get('output') == 'asis': yield markdown(as_is(c))
         elif o.get('include', True):
             c.source = re.sub(r'^(\s*#\s*\|.*\n?)+', '', c.source)
             if not o.get('output', True): c.outputs = []
             c.metadata['tags'] = ['remove-input']*(not o.get('echo', True)) + ['hide-input']*bool(o.get('code-fold'))
-            number = numbers.get(o.get('label'))
-            if number: yield markdown(f'<a id="{o["label"]}"></a>')
-            yield c
-            if number: yield markdown(f':::{{container}} figure-caption\n**Figure {number}.** {o["fig-cap"]}\n:::')
+            if o.get('label') in called: yield from labelled(c, o, called[o['label']], markdown)
+            else: yield c
+
+def labelled(cell, options, called, markdown):
+    "A cell with a caption: its code, then the anchor, so that a link lands on what is shown, then its output; tables are captioned above."
+    label = options['label']
+    caption = f"**{called}.** {options[label[:4].replace('-', '') + '-cap']}"
+    if options.get('echo', True):
+        code = deepcopy(cell)
+        code.outputs = []
+        code.id = f'{cell.id}-code'
+        yield code
+    cell.metadata['tags'] = ['remove-input']
+    above = label.startswith('tbl-')
+    yield markdown(f'<a id="{label}"></a>')
+    if above: yield markdown(f':::{{container}} table-caption\n{caption}\n:::')
+    yield cell
+    if not above: yield markdown(f':::{{container}} figure-caption\n{caption}\n:::')
 
 def shelves():
     "The sidebar of `_quarto.yml`: (caption, names of pages) per section."
@@ -160,21 +212,71 @@ def build_with_sphinx(done):
     log, built = root/'_build'/'sphinx.log', root/'_build'/'html'  # myst-nb leaves copies of the pages beside its output
     code = build_main(['-q', '-E', '-c', str(root/'docs'), '-w', str(log), '-d', str(root/'_build'/'doctrees'), str(sphinx), str(built)])
     if code: raise RuntimeError(f'Sphinx could not build the site: {log.read_text()[-3000:]}')
-    shutil.move(built, site)
-    return log.read_text()
+    return built, log.read_text()
+
+# --- Quarto ----------------------------------------------------------------------------------------------------------
+
+def raw_html(output):
+    "HTML as a raw block: for an output of type `text/html` Quarto would load require.js and jQuery from another host."
+    if 'text/html' not in output.get('data', {}): return
+    html = ''.join(output.data.pop('text/html')).strip()
+    fence = '`'*max(3, 1 + max(map(len, re.findall('`+', html)), default=0))
+    output.data['text/markdown'] = [f'{fence}{{=html}}\n{html}\n{fence}\n']
+
+def entry_names(nb):
+    "The names of the page's API entries, as written in their headings."
+    texts = (''.join(o.data['text/markdown']) for c in nb.cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {}))
+    return list(dict.fromkeys(m for o in texts for m in re.findall(r'(?m)^#+ (\S+)$(?=\n\n```python)', o)))
+
+def with_anchors(nb):
+    "An API entry stands under its own name, as with Sphinx, and a section that is called the same under `name-section`."
+    names = {o.lower() for o in entry_names(nb)}
+    entered = set()
+    def entry(m):
+        known, anchor = m[2].lower() in entered, m[2].lower()
+        entered.add(anchor)
+        return m[0] if known or anchor not in names else f'{m[1]} {m[2]} {{#{anchor}}}'
+    def section(m):
+        slug = re.sub(r'[^\w.-]', '', re.sub(r'[\s]+', '-', m[2].strip().lower().replace('`', '')))
+        return f'{m[1]} {m[2]} {{#{slug}-section}}' if slug in names and '{#' not in m[2] else m[0]
+    for c in nb.cells:
+        if c.cell_type == 'markdown': c.source = outside_fences(c.source, r'(?m)^(#+) (.+)$', section)
+        for o in c.get('outputs', []):
+            text = ''.join(o.get('data', {}).get('text/markdown', ''))
+            if text: o.data['text/markdown'] = [re.sub(r'(?m)^(#+) (\S+)$(?=\n\n```python)', entry, text)]
+
+def outside_fences(text, pattern, new):
+    "Replace `pattern` everywhere but inside fenced code."
+    parts = re.split(r'(?ms)(^```.*?^```)', text)
+    return ''.join(o if o.startswith('```') else re.sub(pattern, new, o) for o in parts)
+
+def stage_for_quarto(done):
+    "Write what Quarto renders: pages whose HTML is raw and whose entries have their anchors, styles, scripts and settings."
+    for nb in done.values():
+        with_anchors(nb)
+        for c in nb.cells:
+            for o in c.get('outputs', []): raw_html(o)
+        write_nb(nb, staged/Path(nb.path_).name)
+    copy_static(staged)
+    for o in (root/'_quarto.yml', root/'docs'/'site.scss'): shutil.copy(o, staged)
 
 def build_with_quarto(done):
-    copy_static(staged)
-    shutil.copy(root/'_quarto.yml', staged)
+    "Render with Quarto; returns the folder and its warnings, of which it gives none."
+    stage_for_quarto(done)
     subprocess.run(['quarto', 'render', staged], check=True)
-    shutil.move(staged/quarto['project']['output-dir'], site)
-    return ''
+    return staged/quarto['project']['output-dir'], ''
+
+# --- both --------------------------------------------------------------------------------------------------------------
 
 def build():
-    "Build the site; returns the builder's warnings."
-    done = stage()
-    shutil.rmtree(site, ignore_errors=True)
-    warnings = (build_with_quarto if shutil.which('quarto') else build_with_sphinx)(done)
+    "Build the site and put it in place of the older one, which stays until the new one is whole; returns the builder's warnings."
+    with only_writer(root/'_build'):
+        folder, warnings = (build_with_quarto if shutil.which('quarto') else build_with_sphinx)(stage())
+        old = root/'_build'/'old_site'
+        shutil.rmtree(old, ignore_errors=True)
+        if site.exists(): os.replace(site, old)
+        os.replace(folder, site)
+        shutil.rmtree(old, ignore_errors=True)
     print(f'The site is in {site.resolve()}: `make serve` shows it, or open {(site/"index.html").resolve()}')
     return warnings
 

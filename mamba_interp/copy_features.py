@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
 from .activations import _device, origin
-from .faithfulness import Resampling
+from .checks import one_of, real_number, whole_number
 from .sae import SAE, JumpReLU
 from .sae_metrics import _ends
 from .sites import Site
+from .statistics import Resampling
 from .taps import Tap, record
 from .tasks import _draw, _pool
 
@@ -53,7 +54,8 @@ def repeats(
     seed:int=0,    # Of the contexts
 )->Repeats:        # raises ValueError where these do not fit
     "Repeat `tokens` among random words, all different."
-    (pool, bos), tokens = _pool(vocabulary), [int(o) for o in tokens]
+    (pool, bos), tokens = _pool(vocabulary), [whole_number(o, 'a token id', 0) for o in tokens]
+    contexts, length = whole_number(contexts, 'contexts'), whole_number(length, 'length', 2)
     rows = _draw(contexts, seed, sorted(set(pool) - set(tokens)), length - 1)
     return Repeats(torch.tensor(tokens), torch.tensor([[bos, *o] for o in rows]), tuple(map(tuple, before)))
 
@@ -225,11 +227,11 @@ def random_directions(
 )->SAE:              # A `JumpReLU` one, feature by feature as in `sae`
     "Random directions with the norms of an SAE's encoder and thresholds at which they fire as often."
     rows, W = vectors.flatten(0, -2).to(sae.W_enc), torch.randn(sae.W_enc.shape, generator=torch.Generator().manual_seed(seed)).to(sae.W_enc)
-    out = SAE(sae.d_in, sae.d_sae, JumpReLU(), d_out=sae.d_out, site=sae.site, out_site=sae.out_site).to(sae.W_enc).requires_grad_(False)
+    out = SAE(sae.d_in, sae.d_sae, JumpReLU(), d_out=sae.d_out, site=sae.site, out_site=sae.out_site, normalise=sae.normalise).to(sae.W_enc).requires_grad_(False)
     W *= (sae.W_enc.norm(dim=1)/W.norm(dim=1))[:, None]
     count = sum(torch.bincount(_fired(sae, o)[1], minlength=sae.d_sae) for o in rows.split(batch))
     alive, level = count.nonzero()[:, 0], torch.full((sae.d_sae,), torch.inf).to(W)
-    ranked = (W[alive] @ sae._centre(rows).T).sort(descending=True).values
+    ranked = (W[alive] @ sae._centre(sae._normed(rows)[0]).T).sort(descending=True).values
     ranked = torch.cat([ranked, 2*ranked[:, -1:] - ranked[:, :1]], 1)   # one that always fires has its threshold below all
     level[alive] = ranked.gather(1, torch.stack([count, count - 1], 1)[alive]).mean(1)   # between the last that shall fire and the next
     out.centred, out.W_enc.data, out.b_dec.data = sae.centred, W, sae.b_dec.data.clone()
@@ -275,7 +277,9 @@ def copy_features(
 )->CopyFeatures:       # raises ValueError for another null
     "Fire-on-duplicate and fire-once features, against a null."
     from scipy.stats import false_discovery_control
-    if null not in ('shuffled', 'directions'): raise ValueError(f"null should be 'shuffled' or 'directions', got {null!r}")
+    one_of(null, 'null', ('shuffled', 'directions'))
+    least, q, fires = real_number(least, 'least'), real_number(q, 'q', above=0, below=1), whole_number(fires, 'fires')
+    if draws is not None: draws = whole_number(draws, 'draws')
     tested, p, found = (scores.fires >= fires).numpy().nonzero()[0], {}, {}
     control = [scores.control(seed + i) for i in range(draws or 4)] if null == 'directions' and len(tested) else []
     for name,sign in (('duplicate', 1), ('once', -1)):
@@ -296,7 +300,8 @@ def forget(
     parts=('state', 'conv'), # What is erased
 )->dict:         # Taps; raises ValueError for another part, or a cut before the second token
     "Let blocks forget all that came before a token."
-    if at < 1 or not set(parts) <= {'state', 'conv'}: raise ValueError(f"expected a cut at token 1 or later and parts among 'state' and 'conv', got {at} and {parts}")
+    if not set(parts) <= {'state', 'conv'}: raise ValueError(f"expected a cut at token 1 or later and parts among 'state' and 'conv', got {at} and {parts}")
+    at = whole_number(at, 'the token of the cut')
     def cut(terms):
         t, k = torch.arange(terms.shape[1], device=terms.device)[:, None], torch.arange(terms.shape[2], device=terms.device)
         return terms.masked_fill(((t >= at) & (t - k < at))[..., None], 0)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
 from transformers import MambaConfig
+from .checks import one_of, whole_number
 from .model import Mamba, Memory
 from .sae import SAE
 from .taps import Tap
@@ -39,7 +40,7 @@ def copy_pairs(
     swap='answer', # What the corruption changes: 'answer', 'query' or 'key'
 )->Task:           # raises ValueError for another `swap`, or for blocks too short for it
     "Copy a repeated segment; the corruption changes what is copied, what asks for it, or what it is filed under."
-    if swap not in ('answer', 'query', 'key'): raise ValueError(f"swap should be 'answer', 'query' or 'key', got {swap!r}")
+    one_of(swap, '`swap`', ('answer', 'query', 'key'))
     task = copying(tokens, n, seed, length, blocks)
     if swap == 'answer': return task
     if length < 5: raise ValueError(f"blocks of {length} tokens are too short to change the {swap} and nothing else; give 5 or more")
@@ -68,6 +69,7 @@ def second_pass(
     turned:bool=True, # Begin the second pass anywhere, or where the first began?
 )->tuple:             # (n 2v+1) token ids; (n 2v) bool: which predictions of `tokens[:, 1:]` count
     "All tokens in a random order, then again; what counts is the second pass from its second token, but for the step from the first pass's end to its beginning."
+    whole_number(n, '`n`'), whole_number(vocab, '`vocab`', 2)
     gen = torch.Generator().manual_seed(seed)
     once = torch.rand(n, vocab, generator=gen).argsort(1) + 1
     place = (torch.arange(vocab) + torch.randint(vocab, (n, 1), generator=gen)*turned) % vocab
@@ -125,6 +127,7 @@ def recall_prompts(
 )->Recall:         # In `each` rounds; raises ValueError for too few words
     "Every word as a value, under keys drawn anew for every context; two more words give the last value time to enter."
     (bos, *pool), rng, rows = words, random.Random(seed), []
+    whole_number(each, '`each`'), whole_number(pairs, '`pairs`')
     if len(pool) < 3*pairs + 2: raise ValueError(f"{len(pool)} words are too few for contexts of {pairs} pairs: give {3*pairs + 2} or more")
     for _ in range(each):
         order = rng.sample(pool, len(pool))

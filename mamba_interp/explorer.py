@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from .activations import Rows, _device, origin
-from .features import Feature, Profile, _quoted, card, clamp, features_along, fits, profile, text_tokens
+from .checks import one_of, whole_number
+from .features import Feature, Profile, _of_sae, _quoted, card, clamp, features_along, fits, profile, text_tokens, token_words
 from .figures import GREY, Html, table, token_strip
 from .model import Mamba
 from .sae import SAE, Sparse
@@ -33,6 +34,7 @@ def sample_rows(
     text=None,      # A file, folder or `'hf:owner/name'`, as for `read_texts`; the model writes it itself if None
 )->Tensor:          # (n t) token ids; raises FileNotFoundError for no such file, ValueError for less than a row
     "The beginning of a text, or what a model writes itself, sampled at temperature 1."
+    n, length = whole_number(n, 'n'), whole_number(length, 'length', 2)
     if text is not None: return torch.stack(list(islice(Rows(text, model.tokenizer, length), n)))
     return model.generate(torch.full((n, 1), bos_id(model.tokenizer), device=_device(model)), length - 1, temperature=1., seed=seed)
 
@@ -57,6 +59,7 @@ def read(
     limit:int=256, # Tokens of each, the BOS included
 )->Reading:        # raises ValueError for no text, unknown characters, or too much text
     "Read typed sentences."
+    if not isinstance(text, str): raise ValueError(f"the text is a {type(text).__name__}, expected a str")
     lines = [o for o in text.splitlines() if o.strip()]
     if len(lines) > most: raise ValueError(f"there are {len(lines)} sentences, one per line, and at most {most} are read at once")
     each = [text_tokens(model, o, limit)[0] for o in lines or ['']]
@@ -99,7 +102,8 @@ def browse(
     n:int=1000,     # At most so many; a search gives 100
 )->list:            # Indices; raises ValueError if no feature fires on that text
     "Features in order, or those that fire on a text."
-    if by not in ORDERS: raise ValueError(f"features are sorted by one of {', '.join(ORDERS)}, not by {by!r}")
+    one_of(by, 'the order', ORDERS)
+    n = whole_number(n, 'n')
     order = ORDERS[by](found).argsort(stable=True)
     if not query: return order[:n].tolist()
     kinds = {o: encode(found.tokenizer, o) for o in (query, ' ' + query.lstrip())}
@@ -143,7 +147,7 @@ def strips(
     values, out = reading.along(index), ''
     top = max(peak, values[:, 1:].max().item()) or 1.
     for ids,v,n in zip(reading.tokens.tolist(), values.tolist(), reading.length):
-        out += token_strip([model.tokenizer.decode([i]) for i in ids[1:n]], v[1:n], (0, top))
+        out += token_strip(token_words(model.tokenizer, ids[1:n]), v[1:n], (0, top))
     return Html(out)
 
 def _bar(share, width=14):
@@ -162,7 +166,7 @@ def odds(
     "Next-token probabilities of one run, or of two side by side."
     runs = [before.probs] + ([] if after is None else [after.probs])
     top = torch.stack(runs).amax(0).topk(n).indices.tolist()
-    rows = [[_quoted(model.tokenizer.decode([i])), *(o for p in runs for o in (f'{p[i]:.3f}', _bar(p[i].item(), width)))] for i in top]
+    rows = [[_quoted(token_words(model.tokenizer, [i])[0]), *(o for p in runs for o in (f'{p[i]:.3f}', _bar(p[i].item(), width)))] for i in top]
     return table(rows, ['next token', *(o for k in ['unchanged', name][:len(runs)] for o in (k, ''))])
 
 def written(
@@ -174,7 +178,7 @@ def written(
     "A continuation, with the tokens that differ from another's."
     ids = run.text.tolist()
     same = ids if other is None else other.text.tolist()
-    return token_strip([model.tokenizer.decode([i]) for i in ids], [float(a != b) for a,b in zip(ids, same)], (0, 2), name)
+    return token_strip(token_words(model.tokenizer, ids), [float(a != b) for a,b in zip(ids, same)], (0, 2), name)
 
 # %% ../nbs/22_explorer.ipynb #f792e0c4
 def shipped_saes(
@@ -306,7 +310,10 @@ class Explorer:
             new = sae or SAE.load(name, model=self.model)
             new.site = new.site or Site.parse(self.site.value)
             fits(self.model, new)
-            self.found = self._kept.get(name) or self._kept.setdefault(name, self._profile(new))
+            key = name, *_of_sae(new).values()   # what a name stands for may have changed
+            if key not in self._kept: self._kept[key] = self._profile(new)
+            self.found = self._kept[key]
+            self.found.belongs(self.model, new)
             self.sae, self._words = new, _favourites(self.found)
             with self._still():
                 if str(new.site) not in self.site.options: self.site.options += (str(new.site),)

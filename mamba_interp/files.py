@@ -119,16 +119,22 @@ def inside(
 # %% ../nbs/00_files.ipynb #4d4c25a6
 @contextmanager
 def only_writer(
-    folder # Made if need be
-):         # raises BlockingIOError if another process writes there
-    "Hold `folder` for this process while the block runs."
+    folder,    # Made if need be
+    file=None, # Name of the one file in it that is held; the whole folder if None
+):             # raises BlockingIOError if another process writes there
+    "Hold `folder`, or one file in it, for this process while the block runs."
     from filelock import FileLock, Timeout
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.lock', timeout=0, is_singleton=False)
+    lock = FileLock(folder/('.lock' if file is None else f'.{file}.lock'), timeout=0, is_singleton=False)
     try: lock.acquire()
-    except Timeout as e: raise BlockingIOError(errno.EAGAIN, f"{folder} is being written by another process: wait for it, or use another folder") from e
-    try: yield folder
+    except Timeout as e:
+        held, kind = (folder, 'folder') if file is None else (folder/file, 'file')
+        raise BlockingIOError(errno.EAGAIN, f"{held} is being written by another process: wait for it, or use another {kind}") from e
+    left = '.*.new' if file is None else f'.{file}.*.new'
+    try:
+        for o in folder.glob(left): o.unlink(missing_ok=True)  # what a killed writer left
+        yield folder
     finally: lock.release()
 
 # %% ../nbs/00_files.ipynb #00f39d05

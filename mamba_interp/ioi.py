@@ -10,8 +10,9 @@ from itertools import product
 from typing import NamedTuple
 import torch
 from torch import Tensor
+from .checks import one_of
 from .model import split_block_out
-from .sites import Site
+from .sites import Site, token_index
 from .taps import Tap, record, replace
 from .tasks import Task, changed
 
@@ -22,13 +23,14 @@ def crosstalk_taps(
     keep=(),   # Layers that keep their own
 )->dict:       # Taps for the clean prompts
     "Corrupt what the convolution of every other layer reads, at every token."
+    keep = token_index(list(keep), len(model.layers), 'keep')
     sites = [o for o in model.sites('*.x') if o.layer not in set(keep)]
     return replace(record(model, task.corrupt, sites)) if sites else {}
 
 class Step(NamedTuple):
     "One step of a greedy search."
     layer:int      # The layer given back; None at the start
-    accuracy:float # Afterwards
+    accuracy:float # Afterwards, as `by` measures it
     diff:float     # Mean logit difference afterwards
 
 @torch.no_grad()
@@ -36,10 +38,11 @@ def crosstalk_set(
     model,          # A `Mamba`
     task:Task,      # The prompts to search on
     share:float=.9, # Of the clean run's accuracy, where the search stops
+    by=Task.accuracy, # Or `Task.strict`
 )->list:            # One `Step` per layer given back, after the start
     "A minimal set of layers whose cross-talk restores the answer, by greedy un-patching (Ensign & Garriga-Alonso 2024)."
     end, taps = task.positions['end'], crosstalk_taps(model, task)
-    def score(logits): return task.accuracy(logits).double().mean().item(), task.logit_diff(logits).double().mean().item()
+    def score(logits): return by(task, logits).double().mean().item(), task.logit_diff(logits).double().mean().item()
     target = share*score(model(task.clean, at=end))[0] - 1e-9
     path = [Step(None, *score(model(task.clean, taps, at=end)))]
     while path[-1].accuracy < target:
@@ -48,10 +51,16 @@ def crosstalk_set(
             later = {s: t for s,t in taps.items() if s.layer > layer}
             return score(model.unembed(model.run(resid[Site('resid', layer)], later, range(layer, len(model.layers)))[0], end))
         found = {s.layer: without(s.layer) for s in taps}
-        best = max(found, key=found.get)
+        best = _first_best(found)
         path.append(Step(best, *found[best]))
         taps = {s: t for s,t in taps.items() if s.layer != best}
     return path
+
+def _first_best(found):
+    "The lowest layer with the best accuracy and, to one part in ten thousand, the best logit difference."
+    accuracy, diff = max(found.values())
+    near = 1e-4*abs(diff)
+    return min(l for l,(a, d) in found.items() if a >= accuracy - 1e-9 and d >= diff - near)
 
 # %% ../nbs/30_ioi.ipynb #336c2611
 @torch.no_grad()
@@ -66,6 +75,9 @@ def lag_effects(
     site, here, end = Site('conv_lag', layer), Site('resid', layer), task.positions['end']
     rows, at, resid = torch.arange(len(task)), changed(task), record(model, task.clean, here)[here]
     theirs = record(model, task.corrupt, site)[site]
+    length, width = task.clean.shape[1], theirs.shape[2]
+    for o in offsets:
+        if not 0 <= (at + o).min() or (at + o).max() >= length: raise ValueError(f"offset {o} leads from token {at.min().item()} to {at.max().item()} out of prompts of {length} tokens")
     def score(taps): return task.normalised(model.unembed(model.run(resid, taps, range(layer, len(model.layers)))[0], end))
     def patched(many, offset):
         def put(value):
@@ -73,7 +85,7 @@ def lag_effects(
             for k in many: value[rows, at + offset, k] = theirs[rows, at + offset, k]
             return value
         return score({site: put})
-    plain, lags = score({}), [[k] for k in range(theirs.shape[2])] if lags is None else lags
+    plain, lags = score({}), [[k] for k in range(width)] if lags is None else [token_index(list(o), width, 'lags') for o in lags]
     return torch.stack([torch.stack([plain - patched(k, o) for o in offsets], -1) for k in lags], 1)
 
 # %% ../nbs/30_ioi.ipynb #bade0c6c
@@ -101,12 +113,12 @@ class NameAverages(NamedTuple):
     def of(self,
         slot:str,      # Mention
         tokens:Tensor, # (b) token ids of names
-    )->Tensor:         # (b e); raises KeyError for a name that was never averaged there
+    )->Tensor:         # (b e); raises ValueError for a name that was never averaged there
         "The averages of some names."
         at = torch.searchsorted(self.names, tokens).clamp(max=len(self.names) - 1)
         found = self.values[slot][at]
         bad = (self.names[at] != tokens) | found.isnan().any(-1)
-        if bad.any(): raise KeyError(f"token {int(tokens[bad][0])} was never seen as {slot}; average over more prompts")
+        if bad.any(): raise ValueError(f"token {int(tokens[bad][0])} was never seen as {slot}; average over more prompts")
         return found
 
 def name_averages(
@@ -138,7 +150,7 @@ def swap_taps(
     how:str='subtract and add', # Or 'replace'
 )->dict:            # Taps; raises ValueError for another `how`
     "Exchange one name for another in an activation, by their averages."
-    if how not in ('replace', 'subtract and add'): raise ValueError(f"how should be 'replace' or 'subtract and add', got {how!r}")
+    one_of(how, 'how', ('replace', 'subtract and add'))
     away, put, rows, at = averages.of(slot, old), averages.of(slot, new), torch.arange(len(at), device=at.device), at + averages.after
     def swap(value):
         value = value.clone()

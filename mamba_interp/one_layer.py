@@ -10,7 +10,7 @@ import torch
 from transformers import MambaConfig
 from .circuits import fingerprint
 from .model import Mamba
-from .sae import SAE, L1, Loss, TopK
+from .sae import SAE, L1, Loss, TopK, _ordinary
 from .sites import Site
 from .training import Mixture, Recipe, Stage, text_rows
 
@@ -41,10 +41,12 @@ class RootSAE(SAE):
     def _dense_loss(self, x, y, penalty):
         f = self.pre(self._centre(x)).relu()
         sparsity = f.sum(-1, dtype=y.dtype).mean()
-        square, fires = (y - self.decode(f)).square().sum(-1).mean(), f.detach() > 0
+        error, fires = y - self.decode(f), f.detach() > 0
+        square = error.square().sum(-1).mean()
         spread = (y - y.mean(0)).square().sum(-1).mean()
         total = (square/self.d_out).sqrt() + penalty*self.activation.coefficient*sparsity
-        fixed = (o.detach() for o in (square, square/spread, fires.sum(-1).to(y.dtype).mean(), sparsity, square*0))
+        l0 = fires.sum(-1).to(y.dtype).mean()
+        fixed = (o.detach() for o in (square, square/spread, l0, sparsity, square*0, _ordinary(error, y)))
         return Loss(total, *fixed, fires.any(0))
 
 # %% ../nbs/34_one_layer.ipynb #69c05e7b

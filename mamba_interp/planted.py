@@ -7,19 +7,20 @@ __all__ = ['SILU_ONE', 'SOFTPLUS_ONE', 'PLANTED', 'FINDERS', 'blank', 'write_ind
            'Verified', 'verify', 'induction_circuit', 'ioi_model', 'planted_ioi', 'ioi_circuit', 'cancelling_circuit',
            'rotated', 'distracted_circuit', 'planted_latest', 'planted_reset', 'latest_circuit', 'reset_circuit',
            'planted_marked', 'marked_circuit', 'planted_asked', 'redundant_circuit', 'planted_joint', 'joint_circuit',
-           'planted', 'capacity', 'auroc', 'average_precision', 'Recovery', 'importance', 'recovery']
+           'planted_spread', 'spread_circuit', 'planted', 'capacity', 'auroc', 'average_precision', 'Recovery',
+           'importance', 'recovery']
 
 # %% ../nbs/12_planted.ipynb #980a1f48
 import math, random
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property, partial
 from itertools import product
 from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import Mamba2Config, MambaConfig
+from .checks import one_of, real_number, whole_number
 from .circuits import acdc, edge_scores
 from .graph import Edge, EdgePatcher, Graph, spans
 from .model import Mamba
@@ -39,6 +40,8 @@ def blank(
     calm:float=0.,  # Constant in one more dimension, beside which all else is small; 0 for none
 )->Mamba:           # float64
     "A model that computes nothing yet, but lets signals pass unchanged."
+    for k,o in dict(vocab=vocab, parts=parts, n_layers=n_layers, state=state).items(): whole_number(o, f'`{k}`', 2 if k == 'parts' else 1)
+    one_of(kind, '`kind`', (1, 2)), real_number(calm, '`calm`', low=0)
     width = parts*vocab + 2*bool(calm)
     shared = dict(vocab_size=vocab, hidden_size=width, state_size=state, num_hidden_layers=n_layers, use_bias=True, tie_word_embeddings=False)
     model = Mamba(MambaConfig(**shared, time_step_rank=1) if kind == 1 else Mamba2Config(**shared, num_heads=4, head_dim=width//2, n_groups=1))
@@ -118,6 +121,7 @@ class Planted:
     task:Task        # Whose positions are the spans of the graph
     routes:tuple     # One frozenset of `Edge` per route; any one route is enough
     opposing:frozenset=frozenset() # Edges of the truth without which the metric rises
+    shared:tuple=()  # One frozenset for each job that several edges do in parts: each lowers the metric, all together break the model
     bound:float=1e-8 # What an inert edge may do at most, as a share of clean less corrupt
     @property
     def truth(self): return frozenset().union(*self.routes)
@@ -151,19 +155,27 @@ def verify(
 )->Verified:         # raises ValueError where the truth is not true, naming the edges
     "Check a truth edge by edge."
     p, task, share = planted.patcher, planted.task, lambda x: x.abs().max().item()/planted.scale
-    effects, helping = planted.effects, [sorted(o - planted.opposing, key=str) for o in planted.routes]
+    effects, helping = planted.effects, [_units(planted, o) for o in planted.routes]
     accuracy = task.top(planted.model(task.clean)).mean().item()
     if accuracy < 1: raise ValueError(f'the model answers {accuracy:.0%} of the clean prompts, expected all')
     halved = lambda edges: bool((p.metric(planted.graph.mask(edges)) <= p.plain/2).all())
-    _demand((o for o in product(*helping) if not halved(o)), 'does not break the model when removed')
-    if len(helping) > 1: _demand(((o,) for route in helping for o in route if halved((o,))), 'breaks the model, though there is another route')
+    _demand((sum(o, ()) for o in product(*helping) if not halved(sum(o, ()))), 'does not break the model when removed')
+    if len(helping) > 1: _demand((o for route in helping for o in route if halved(o)), 'breaks the model, though there is another route')
     edges, least = planted.graph.edges, effects.amin(0)
+    lowers = lambda o: effects[:, planted.graph.index(o)].amax() < -planted.scale/100
+    _demand(((o,) for part in planted.shared for o in part if not lowers(o)), 'does not lower the metric when removed')
     _demand(((o,) for o in planted.opposing if least[planted.graph.index(o)] < planted.scale/100), 'does not raise the metric when removed')
     _demand(((o,) for o,e,true in zip(edges, effects.abs().amax(0)/planted.scale, planted.mask) if not true and e > planted.bound), 'is not inert')
-    weakest = min((p.plain - p.metric(planted.graph.mask(o))).min().item()/planted.scale for o in product(*helping))
+    weakest = min((p.plain - p.metric(planted.graph.mask(sum(o, ())))).min().item()/planted.scale for o in product(*helping))
     out = Verified(accuracy, weakest, share(effects[:, ~planted.mask]), share(p.metric(~planted.mask) - p.plain))
     if out.together > planted.bound: raise ValueError(f'edges outside the truth matter together: {out}')
     return out
+
+def _units(planted, route):
+    "Tuples of a route's edges without any of which the model breaks."
+    parts = [o for o in planted.shared if o <= route]
+    alone = route - planted.opposing - frozenset().union(*parts)
+    return [*((o,) for o in sorted(alone, key=str)), *(tuple(sorted(o, key=str)) for o in parts)]
 
 def _demand(found, why):
     "Raise for the sets of edges in `found`."
@@ -180,6 +192,7 @@ def induction_circuit(
     kind:int=1,  # 1 or 2: Mamba-1 or Mamba-2
 )->Planted:
     "Induction in one layer, on `key_value` prompts."
+    one_of(swap, '`swap`', _INDUCTION)
     return Planted(induction_model(kind=kind), key_value(list(range(16)), n, seed, swap=swap), (_INDUCTION[swap]('to_B' if kind == 1 else 'B'),))
 
 # %% ../nbs/12_planted.ipynb #ebae4cf9
@@ -219,6 +232,7 @@ def planted_ioi(
     names:int=8,      # The first of them are names
 )->Task:
     "Two names among filler tokens, one of them again; positions IO, S1, S1+1, S2."
+    one_of(swap, '`swap`', ('S2 to IO', 'S2 to C', 'S1 to IO', 'S1 to C'))
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         (io, s, c), fill = rng.sample(range(names), 3), [rng.randrange(names, vocab) for _ in range(12)]
@@ -439,11 +453,52 @@ def joint_circuit(
     "Induction where query and key change together."
     return Planted(induction_model(), planted_joint(n, seed), (_INDUCTION['query']('to_B'),))
 
+# %% ../nbs/12_planted.ipynb #a185e94c
+def planted_spread(
+    n:int=20,     # Pairs of prompts
+    seed:int=0,   # Of the tokens
+    lags:int=3,   # How often the question is said
+    keys:int=10,  # Tokens that are keys and values, of which 0 starts and 1 parts; as many more ask for them
+    pairs:int=3,  # Key–value pairs
+)->Task:
+    "Recall by a question of several tokens; the corruption asks for another key, whose value is new."
+    whole_number(lags, '`lags`')
+    rng, rows, places = random.Random(seed), [], []
+    for _ in range(n):
+        *ids, new = rng.sample(range(2, keys), 2*pairs + 1)
+        i, j = rng.sample(range(pairs), 2)
+        def row(values, query): return [0, *(o for k in range(pairs) for o in (1, ids[2*k], values.get(k, ids[2*k+1]))), 1, *[keys + query]*lags]
+        rows.append((row({}, ids[2*i]), row({j: new}, ids[2*j]), ids[2*i+1], new))
+        places.append(dict(value=3*i + 3, other=3*j + 3, **{f'q{k}': 3*pairs + 2 + k for k in range(lags - 1)}, end=3*pairs + 1 + lags))
+    return _task(f'query over {lags} lags', rows, places)
+
+@torch.no_grad()
+def spread_circuit(
+    n:int=20,    # Pairs of prompts
+    seed:int=0,  # Of the prompts
+    lags:int=3,  # 1 to 4: lags through which the query is read
+)->Planted:
+    "Recall whose query is the mean of several tokens."
+    keys, lags = 10, whole_number(lags, '`lags`', high=4)
+    model, eye = blank(2*keys, state=keys), torch.eye(keys).double()
+    block, (value, key, query) = model.layers[0], (slice(i*keys, (i + 1)*keys) for i in range(3))
+    _reads(block, value, value, 0, eye)
+    _reads(block, key, value, 1, eye)
+    for lag in range(lags): _reads(block, query, key, lag, eye)   # the second ten tokens ask
+    block.conv1d.weight[query, 0] /= lags
+    block.in_proj.weight[value, 1] = 0                            # what parts is no value
+    block.x_proj.weight[1:1+keys, key] = block.x_proj.weight[1+keys:1+2*keys, query] = eye
+    block.out_proj.weight[2*keys:3*keys, value] = 4*eye
+    asks = _edges(*(f'embed -> 0.read_x @ {o}' for o in (*(f'q{k}' for k in range(lags - 1)), 'end')))
+    through = _edges(*(f'0.x -> 0.conv lag {k} @ end' for k in range(lags)))
+    truth = asks | through | _edges('0.u -> 0.to_C @ end', '0.block_out -> final_resid @ end')
+    return Planted(model, planted_spread(n, seed, lags, keys), (truth,), shared=(asks, through))
+
 # %% ../nbs/12_planted.ipynb #31e9be95
 PLANTED = {f'induction, {o}': partial(induction_circuit, swap=o) for o in ('key', 'value', 'query')} | {
     'induction, rotated': lambda n=20, seed=0: rotated(induction_circuit(n, seed), seed), 'induction, Mamba-2': partial(induction_circuit, kind=2),
     'quiet distractors': distracted_circuit, 'loud distractors': partial(distracted_circuit, loud=True),
-    'latest value': latest_circuit, 'reset': reset_circuit, 'selective Δ': marked_circuit, 'joint change': joint_circuit, 'two routes': redundant_circuit,
+    'latest value': latest_circuit, 'reset': reset_circuit, 'selective Δ': marked_circuit, 'joint change': joint_circuit, 'query over 3 lags': spread_circuit, 'two routes': redundant_circuit,
     'IOI, S2 to IO': ioi_circuit, 'IOI, S2 to C': partial(ioi_circuit, swap='S2 to C'), 'IOI, rotated': lambda n=20, seed=0: rotated(ioi_circuit(n, seed), seed),
     'IOI, S1 to C': partial(ioi_circuit, swap='S1 to C'), 'IOI, cancelling': cancelling_circuit} # Name -> function of n and seed that gives a `Planted`
 
@@ -451,10 +506,10 @@ def planted(
     name:str,   # A key of `PLANTED`
     n:int=20,   # Pairs of prompts
     seed:int=0, # Of prompts, rotations and random layers
-)->Planted:     # raises ValueError for another name
+)->Planted:     # raises ValueError for another name, or no prompts
     "A planted circuit by its name."
-    if name not in PLANTED: raise ValueError(f'no planted circuit is called {name!r}; the closest are {get_close_matches(name, PLANTED, 3, 0)}')
-    return PLANTED[name](n=n, seed=seed)
+    one_of(name, 'the planted circuit', PLANTED)
+    return PLANTED[name](n=whole_number(n, '`n`'), seed=whole_number(seed, '`seed`', 0))
 
 # %% ../nbs/12_planted.ipynb #302b99e2
 @torch.no_grad()
@@ -500,7 +555,7 @@ def _both_kinds(scores, truth):
     if scores.shape != truth.shape or truth.all() or not truth.any(): raise ValueError(f"expected one score per edge and both true and false edges, got {tuple(scores.shape)} scores for {int(truth.sum())} true of {len(truth)} edges")
 
 # %% ../nbs/12_planted.ipynb #f89b0eee
-FINDERS = 'acdc', 'exact', 'secant', 'ig', 'gradient', 'frozen', 'detached' # What `recovery` compares
+FINDERS = 'acdc', 'exact', 'secant', 'frozen', 'ig', 'gradient', 'detached' # What `recovery` compares
 
 class Recovery(NamedTuple):
     "How well a method tells true edges from others."
@@ -513,7 +568,7 @@ def importance(
     steps:int=5,     # Points of 'ig'
 )->Tensor:           # (E) size of each edge's effect, as a share of clean less corrupt; for 'acdc' 1 or 0
     "What a method says of every edge."
-    if method not in FINDERS: raise ValueError(f"method should be one of {', '.join(map(repr, FINDERS))}, not {method!r}")
+    one_of(method, 'method', FINDERS)
     if method == 'acdc': return acdc(planted.patcher, planted.scale/20).mask.double()
     found = planted.effects if method == 'exact' else edge_scores(planted.model, planted.task, planted.graph, method, steps, planted.spans, batch=len(planted.task)).values
     size = found.mean(0).abs()/planted.scale

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'L1', 'Gated', 'JumpReLU', 'TopK', 'BatchTopK', 'Matryoshka', 'geometric_median', 'Sparse', 'Loss', 'SAE',
-           'splice', 'save', 'load', 'push_to_hub']
+           'splice', 'hook_name', 'save', 'load', 'check_sae', 'push_to_hub']
 
 # %% ../nbs/14_sae.ipynb #b1f374ba
-import hashlib, json, os, tempfile
+import hashlib, json, re, tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from .activations import origin
-from .model import _read_file
+from .checks import fields_of, one_of, real_number, whole_number
+from .files import inside, read_json, settle, write_files
+from .model import _read_file, enough_memory
 from .sites import Site
 from .taps import Tap, record
 
@@ -27,7 +29,8 @@ from .taps import Tap, record
 @dataclass(frozen=True)
 class L1:
     "ReLU, with a penalty on Σ f·‖decoder row‖ (Bricken et al. 2023, Cunningham et al. 2023)."
-    coefficient:float=1e-3 # λ, against the squared distance
+    coefficient:float=2. # λ, against the squared distance of activations whose mean length is √d
+    def __post_init__(self): real_number(self.coefficient, "L1's coefficient", low=0)
     def features(self, sae, x):
         "(… f) dense, for centred `x`."
         return sae.pre(x).relu()
@@ -39,7 +42,8 @@ class L1:
 @dataclass(frozen=True)
 class Gated:
     "One half decides whether a feature fires, the other how much (Rajamanoharan et al. 2024a, eq. 6 and 8)."
-    coefficient:float=1e-3 # λ, against the squared distance
+    coefficient:float=2.5 # λ, against the squared distance of activations whose mean length is √d
+    def __post_init__(self): real_number(self.coefficient, "Gated's coefficient", low=0)
     def _halves(self, sae, x):
         pre = F.linear(x, sae.W_enc)
         gate = pre + sae.b_enc
@@ -71,9 +75,13 @@ class _Jump(Function):
 @dataclass(frozen=True)
 class JumpReLU:
     "A learnt threshold for each feature, and a penalty on how many fire (Rajamanoharan et al. 2024b, eq. 9)."
-    coefficient:float=1e-3 # λ, against the squared distance
-    bandwidth:float=1e-2   # ε: how near the threshold a value must be to move it
-    threshold:float=1e-2   # Where every threshold starts
+    coefficient:float=1. # λ, against the squared distance of activations whose mean length is √d
+    bandwidth:float=.5   # ε: how near the threshold a value must be to move it
+    threshold:float=.5   # Where every threshold starts
+    def __post_init__(self):
+        real_number(self.coefficient, "JumpReLU's coefficient", low=0)
+        real_number(self.bandwidth, "JumpReLU's bandwidth", above=0)
+        real_number(self.threshold, "JumpReLU's threshold", low=0)
     def _both(self, sae, x): return _Jump.apply(sae.pre(x), sae.threshold.relu(), self.bandwidth)
     def features(self, sae, x):
         "(… f) dense, for centred `x`."
@@ -88,6 +96,7 @@ class TopK:
     "The `k` largest of each token (Gao et al. 2024)."
     k:int=32 # Features per token
     prefixes = ()
+    def __post_init__(self): _count(self)
 
 @dataclass(frozen=True)
 class BatchTopK:
@@ -95,6 +104,7 @@ class BatchTopK:
     k:int=32          # Features per token, on average
     rate:float=1e-2   # How fast the threshold follows the batches
     prefixes = ()
+    def __post_init__(self): _count(self)
 
 @dataclass(frozen=True)
 class Matryoshka:
@@ -102,6 +112,17 @@ class Matryoshka:
     k:int=32          # Features per token, on average
     prefixes:tuple=() # Growing widths, the last the whole; a half, a quarter, … if empty
     rate:float=1e-2   # How fast the threshold follows the batches
+    def __post_init__(self):
+        _count(self)
+        if not isinstance(self.prefixes, (tuple, list)):
+            raise ValueError(f"Matryoshka's prefixes are {self.prefixes!r}, expected a tuple of widths")
+        object.__setattr__(self, 'prefixes', tuple(whole_number(o, "a prefix of Matryoshka") for o in self.prefixes))
+
+def _count(kind):
+    "Refuse a k that is no number of features, or a rate that is no share."
+    name = type(kind).__name__
+    object.__setattr__(kind, 'k', whole_number(kind.k, f"{name}'s k"))
+    if hasattr(kind, 'rate'): real_number(kind.rate, f"{name}'s rate", above=0, high=1)
 
 KINDS = {o.__name__: o for o in (L1, Gated, JumpReLU, TopK, BatchTopK, Matryoshka)}
 
@@ -134,6 +155,7 @@ class _Active:
     def __init__(self, index, offsets, width): self.index, self.offsets, self.width = index, offsets, width
     def sum(self, values, rows):
         "(m d) for each token, its features' `rows` (f d) times `values` (n)."
+        if not len(self.offsets): return rows.new_zeros(0, rows.shape[1])
         return F.embedding_bag(self.index, rows, self.offsets, mode='sum', per_sample_weights=values)
     @cached_property
     def _turned(self):
@@ -198,6 +220,8 @@ def _decode(active, values, W):
     return _Written.apply(active, out, values.detach(), W) if torch.is_grad_enabled() and W.requires_grad else out
 
 # %% ../nbs/14_sae.ipynb #50733d86
+_NORMS = dict(layer_norm='layer_norm', rescale='constant_norm_rescale')   # ours -> SAELens's
+
 class Loss(NamedTuple):
     "What one batch says; all but `total` without gradient."
     total:Tensor    # What to minimise
@@ -206,6 +230,7 @@ class Loss(NamedTuple):
     l0:Tensor       # Features per token
     sparsity:Tensor # What the coefficient multiplies; `l0` for the top-k family
     aux:Tensor      # AuxK, or the gate's own error
+    fvu_ordinary:Tensor # FVU without the longest hundredth of the batch
     fired:Tensor    # (f) bool: which features fired
 
 class SAE(nn.Module):
@@ -219,11 +244,22 @@ class SAE(nn.Module):
         out_site=None,       # Which it writes; `site` if None
         meta:dict=None,      # What else to remember: model, fingerprint, tokens, recipe, …
         seed:int=0,          # Of the decoder's directions
-    ):                       # Raises ValueError where k or the prefixes do not fit `d_sae`
+        normalise:str=None,  # Of each activation, before and, undone, after: None, 'layer_norm' or 'rescale' (to the length √d)
+    ):                       # Raises ValueError where sizes, k or the prefixes cannot be meant
         super().__init__()
+        d_in, d_sae = whole_number(d_in, 'd_in', high=2**24), whole_number(d_sae, 'd_sae', high=2**28)
+        if d_out is not None: d_out = whole_number(d_out, 'd_out', high=2**24)
+        if not isinstance(meta, (dict, type(None))): raise ValueError(f"meta is {meta!r}, expected a dict")
+        size = d_sae*(d_in + (d_out or d_in))
+        if size > 2**26: enough_memory(8*size, f"an SAE of {d_sae:,} features")   # the weights, and one of them while it is drawn
         self.site, self.out_site = (None if o is None else Site.parse(o) for o in (site, out_site))
         self.activation, self.meta = _fitted(activation, d_sae), dict(meta or {})
         self.centred = self.out_site is None and d_out in (None, d_in)
+        self.normalise = one_of(normalise, 'normalise', (None, *_NORMS))
+        if normalise and not self.centred:
+            raise ValueError(
+                f"normalise={normalise!r} is for autoencoders, not for transcoders: what is read says "
+                "nothing of the length of what is written")
         rows = torch.randn(d_sae, d_out or d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         self.W_dec = nn.Parameter(F.normalize(rows, dim=1))
         self.W_enc = nn.Parameter(self.W_dec.detach().clone() if self.centred else F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed + 1)), dim=1))
@@ -240,14 +276,44 @@ class SAE(nn.Module):
     def d_sae(self): return len(self.W_enc)
     @property
     def sparse(self): return isinstance(self.activation, (TopK, BatchTopK, Matryoshka))
-    def extra_repr(self): return f'{self.d_in} → {self.d_sae} → {self.d_out}, {self.activation}, at {self.site}' + (f' → {self.out_site}' if self.out_site else '')
+    def extra_repr(self):
+        said = f'{self.d_in} → {self.d_sae} → {self.d_out}, {self.activation}, at {self.site}'
+        return said + (f' → {self.out_site}' if self.out_site else '') + (f', {self.normalise}' if self.normalise else '')
+
+    def _apply(self, fn, recurse=True):
+        "A running threshold moves by a hundredth at a time, which half precision cannot hold: it stays in float32."
+        before = getattr(self, 'running', None)
+        super()._apply(fn, recurse)
+        if before is not None and self.running.dtype in (torch.float16, torch.bfloat16): self.running = before.to(self.running.device)
+        return self
 
     def _checked(self, x, width=None):
         width = width or self.d_in
-        if x.shape[-1] != width: raise ValueError(f"expected activations of width {width}{f' at {self.site}' if self.site else ''}, got shape {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"expected activations as a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}")
+        if not x.ndim or x.shape[-1] != width:
+            raise ValueError(
+                f"expected activations of width {width}{f' at {self.site}' if self.site else ''}, got shape "
+                f"{tuple(x.shape)}")
         return x.to(self.W_enc.dtype)
 
     def _centre(self, x): return x - self.b_dec if self.centred else x
+
+    def _normed(self, x):
+        "`x` (… d) as the encoder is to see it; the mean and the scale (… 1) that undo it."
+        if self.normalise is None: return x, 0., 1.
+        if self.normalise == 'rescale':
+            scale = x.norm(dim=-1, keepdim=True)/self.d_in**.5
+            return x/torch.where(scale > 0, scale, 1.), 0., scale
+        mean, scale = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return (x - mean)/(scale + 1e-5), mean, scale
+
+    def scale(self,
+        x:Tensor # (… d)
+    )->Tensor:   # (… 1); 1. where nothing is normalised
+        "What a feature's decoder row is multiplied by in the reconstruction of `x`, besides the feature."
+        return self._normed(self._checked(x))[2]
 
     def pre(self,
         x:Tensor # (… d) centred
@@ -259,33 +325,47 @@ class SAE(nn.Module):
         x:Tensor # (… d)
     )->Tensor:   # (… f)
         "Features, dense and differentiable; a token's features depend on no other token."
-        x = self._centre(self._checked(x))
+        x = self._centre(self._normed(self._checked(x))[0])
         if not self.sparse: return self.activation.features(self, x)
         z = self.pre(x).relu()
-        if not isinstance(self.activation, TopK): return z*(z > self.running)
+        if not isinstance(self.activation, TopK): return z*(_wide(z) > self.running)
         return torch.zeros_like(z).scatter(-1, index := z.detach().topk(self.activation.k, sorted=False).indices, z.gather(-1, index))
 
     def encode_sparse(self,
         x:Tensor # (… d)
     )->Sparse:   # raises ValueError for an activation outside the top-k family
         "The same features as lists, for the top-k family."
-        if not self.sparse: raise ValueError(f"lists of features are for TopK, BatchTopK and Matryoshka, not for {self.activation}: use encode")
-        values, active = self._active(self._checked(x).reshape(-1, self.d_in))
+        if not self.sparse:
+            raise ValueError(
+                f"lists of features are for TopK, BatchTopK and Matryoshka, not for {self.activation}: use "
+                "encode")
+        values, active = self._active(self._normed(self._checked(x))[0].reshape(-1, self.d_in))
         if not isinstance(self.activation, TopK): values, index = _padded(values, active)
         else: index = active.index
-        return Sparse(*(o.view(*x.shape[:-1], -1) for o in (values, index)))
+        k = self.activation.k if values.ndim == 1 else values.shape[-1]
+        return Sparse(*(o.view(*x.shape[:-1], k) for o in (values, index)))
 
     def decode(self,
-        features # (… f), or `Sparse`
-    )->Tensor:   # (… d)
+        features,      # (… f), or `Sparse`
+        x:Tensor=None, # (… d) what they were read from; needed where the SAE normalises each activation
+    )->Tensor:         # (… d); raises ValueError without an `x` that is needed
         "The reconstruction."
-        if not isinstance(features, Sparse): return features @ self.W_dec + self.b_dec
+        if self.normalise and x is None:
+            raise ValueError(
+                f"this SAE normalises each activation ({self.normalise}), and what undoes that is not in "
+                "the features: decode(features, x)")
+        out = (self._summed(features) if isinstance(features, Sparse) else features @ self.W_dec) + self.b_dec
+        if not self.normalise: return out
+        _, mean, scale = self._normed(self._checked(x))
+        return out*scale + mean
+
+    def _summed(self, features):
         values, index = features
         k = index.shape[-1]
         active = _Active(index.flatten(), torch.arange(0, index.numel(), k, device=index.device), self.d_sae)
-        return (_decode(active, values.flatten(), self.W_dec) + self.b_dec).view(*index.shape[:-1], self.d_out)
+        return _decode(active, values.flatten(), self.W_dec).view(*index.shape[:-1], self.d_out)
 
-    def forward(self, x): return self.decode(self.encode_sparse(x) if self.sparse else self.encode(x))
+    def forward(self, x): return self.decode(self.encode_sparse(x) if self.sparse else self.encode(x), x)
 
     def _active(self, x, k=None, batch=False):
         "Values (n) of the features that fire on `x` (m d), and which; with `batch` the k·m largest of the batch."
@@ -305,16 +385,23 @@ class SAE(nn.Module):
     )->Loss:
         "The loss of the activation's paper; in `train` mode the running threshold follows."
         x = self._checked(x)
+        if self.normalise:
+            raise ValueError(
+                f"an SAE with normalise={self.normalise!r} is read, not trained: train one without on "
+                "activations that are normalised already")
         y = x if target is None else self._checked(target, self.d_out)
-        if x.ndim != 2 or len(x) != len(y): raise ValueError(f"expected rows (m d) to read and as many to write, got {tuple(x.shape)} and {tuple(y.shape)}")
+        if x.ndim != 2 or len(x) != len(y) or not len(x):
+            raise ValueError(
+                f"expected rows (m d) to read and as many to write, got {tuple(x.shape)} and "
+                f"{tuple(y.shape)}")
         return self._top_loss(x, y, dead, k, aux) if self.sparse else self._dense_loss(x, y, penalty)
 
     def _dense_loss(self, x, y, penalty):
         f, sparsity, extra = self.activation.sparsity(self, self._centre(x), y)
-        mse = _squared(y - self.decode(f))
-        fires = f.detach() > 0
+        out = self.decode(f)
+        mse, fires = _squared(y - out), f.detach() > 0
         total = mse + penalty*self.activation.coefficient*sparsity + extra
-        fixed = [torch.as_tensor(o, dtype=y.dtype, device=y.device).detach() for o in (mse, mse/_spread(y), fires.sum(-1).to(y.dtype).mean(), sparsity, extra)]
+        fixed = [torch.as_tensor(o, dtype=y.dtype, device=y.device).detach() for o in (mse, mse/_spread(y), fires.sum(-1).to(y.dtype).mean(), sparsity, extra, _ordinary(y - out, y))]
         return Loss(total, *fixed, fires.any(0))
 
     def _top_loss(self, x, y, dead, k, aux):
@@ -327,7 +414,7 @@ class SAE(nn.Module):
         fired = torch.zeros(self.d_sae, dtype=torch.bool, device=x.device)
         fired[active.index[fires]] = True
         if self.training and not isinstance(self.activation, TopK): self._follow(values.detach()[fires])
-        return Loss(total, *(o.detach() for o in (mse, mse/spread, l0, l0, revive)), fired)
+        return Loss(total, *(o.detach() for o in (mse, mse/spread, l0, l0, revive, _ordinary(errors[-1], y))), fired)
 
     def _follow(self, values):
         "Move the running threshold towards the least value that fired."
@@ -365,6 +452,10 @@ class SAE(nn.Module):
     )->'SAE':
         "Make of an SAE for multiplied activations the one for the activations themselves; decoder rows keep their length."
         write = read if write is None else write
+        if self.normalise:
+            raise ValueError(
+                f"an SAE with normalise={self.normalise!r} reads activations of any length as of one: there "
+                "is nothing to rescale")
         self.W_enc.mul_(read/write)
         for name in ('b_enc', 'b_dec', 'b_mag', 'threshold', 'running'):
             if hasattr(self, name): getattr(self, name).div_(write)
@@ -380,17 +471,29 @@ class SAE(nn.Module):
 # %% ../nbs/14_sae.ipynb #d738a91d
 def _fitted(activation, d_sae):
     "The activation with its prefixes; ValueError where k or the prefixes do not fit."
-    if type(activation).__name__ not in KINDS: raise ValueError(f"expected an activation, one of {', '.join(KINDS)}, got {activation!r}")
+    if type(activation).__name__ not in KINDS:
+        raise ValueError(f"expected an activation, one of {', '.join(KINDS)}, got {activation!r}")
     k = getattr(activation, 'k', 1)
-    if not 0 < k <= d_sae: raise ValueError(f"k should be from 1 to d_sae, the number of features, {d_sae}; got {k}")
+    if k > d_sae: raise ValueError(f"k should be from 1 to d_sae, the number of features, {d_sae}; got {k}")
     if not isinstance(activation, Matryoshka): return activation
     widths = tuple(activation.prefixes) or tuple(d_sae >> i for i in (4, 3, 2, 1, 0) if d_sae >> i)
-    if list(widths) != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae: raise ValueError(f"the prefixes should grow and end at d_sae = {d_sae}, got {widths}")
+    if list(widths) != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae:
+        raise ValueError(f"the prefixes should grow and end at d_sae = {d_sae}, got {widths}")
     return Matryoshka(activation.k, widths, activation.rate)
+
+def _wide(z): return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 def _spread(y): return (torch.linalg.vector_norm(y.detach() - y.detach().mean(0)).square()/len(y)).clamp_min(torch.finfo(y.dtype).tiny)
 
 def _squared(error): return error.square().sum(-1).mean()
+
+@torch.no_grad()
+def _ordinary(error, y, part=.01):
+    "The fraction of variance unexplained, of `y` (m d), without the longest `part` of its rows."
+    size = y.norm(dim=-1)
+    keep = (size <= size.kthvalue(max(1, int(len(y)*(1 - part)))).values)[:, None].to(y.dtype)
+    centre = (keep*y).sum(0)/keep.sum()
+    return (keep*error.square()).sum()/(keep*(y - centre).square()).sum().clamp_min(torch.finfo(y.dtype).tiny)
 
 def _per_token(x, W, b, k):
     "The k largest features of each row of `x` (m d), a block of rows at a time, which bounds the memory."
@@ -404,7 +507,7 @@ def _over_batch(z, k, threshold):
     "The k·m largest features of a batch, or with no k those above the threshold; sorted by token."
     m, width = z.shape
     z = z.relu().flatten()
-    if k is None: at = (z > threshold).nonzero()[:, 0]
+    if k is None: at = (_wide(z) > threshold).nonzero()[:, 0]
     else: at = _top(z[None], max(1, min(int(k*m), z.numel())))[1][0].sort().values
     count = torch.bincount(at//width, minlength=m)
     return z[at], _Active(at % width, count.cumsum(0) - count, width)
@@ -442,15 +545,17 @@ def splice(
     def rebuilt(x, y):
         rows = _flat(x, sae.d_in, site)
         features = None if edit is None else sae.encode(rows)
-        new = plain = sae(rows) if edit is None else sae.decode(edit(features))
-        if error and edit is not None: plain = sae.decode(features.detach())
+        new = plain = sae(rows) if edit is None else sae.decode(edit(features), rows)
+        if error and edit is not None: plain = sae.decode(features.detach(), rows)
         if error: new = new + (_flat(y, sae.d_out, target) - plain).detach()
         return new.to(y.dtype).reshape(y.shape)
     if target == site: return {site: Tap(does, lambda x: rebuilt(x, x))}
     seen = []
     def read(x): seen[:] = [x]; return x
     def write(y):
-        if not seen: raise ValueError(f"the transcoder writes {target} from {site}, but this run came to {target} first")
+        if not seen:
+            raise ValueError(
+                f"the transcoder writes {target} from {site}, but this run came to {target} first")
         return rebuilt(seen.pop(), y)
     return {site: Tap(f'read by a transcoder to {target}', read), target: Tap(does, write)}
 
@@ -465,7 +570,32 @@ def _flat(x, width, site):
     raise ValueError(f"the SAE has width {width}, but {site} has shape {tuple(x.shape)}")
 
 # %% ../nbs/14_sae.ipynb #4dcf6f5c
-_BASE = dict(dtype='float32', device='cpu', normalize_activations='none', reshape_activations='none')
+_MODULES = {'embed': 'backbone.embeddings', 'norm': 'backbone.layers.{}.norm', 'block_out': 'backbone.layers.{}.mixer', 'final_norm': 'backbone.norm_f'}
+
+def hook_name(
+    site,       # `Site` or text
+    model=None, # An `Adapter`, whose modules have other names; None for a Mamba
+)->str:         # None where no module's output is the site
+    "The module of the `transformers` model whose output is the site: what other libraries hook."
+    site, paths = Site.parse(site), getattr(model, '_paths', None)
+    if paths is None: modules = _MODULES | dict(resid='backbone.layers.{}')
+    else: modules = dict(embed=paths['embed'], final_norm=paths['norm'], resid=paths['layers'] + '.{}')
+    if site.name == 'resid' and site.layer == 0: return modules['embed']
+    layer = site.layer - 1 if site.name == 'resid' else site.layer   # what enters a block is what the block before gives
+    return modules[site.name].format(layer) if site.name in modules and site.pos is None else None
+
+_HOOKS = {r'backbone\.layers\.(\d+)': ('resid', 1), r'backbone\.layers\.(\d+)\.mixer': ('block_out', 0), r'backbone\.layers\.(\d+)\.norm': ('norm', 0),
+          r'blocks\.(\d+)\.hook_resid_pre': ('resid', 0), r'blocks\.(\d+)\.hook_resid_post': ('resid', 1)}
+
+def _hooked(name):
+    "The site that a hook of another library reads, or None."
+    if name in ('backbone.embeddings', 'hook_embed'): return Site('embed')
+    if name == 'backbone.norm_f': return Site('final_norm')
+    found = ((re.fullmatch(k, str(name)), v) for k,v in _HOOKS.items())
+    return next((Site(v[0], int(m[1]) + v[1]) for m,v in found if m), None)
+
+# %% ../nbs/14_sae.ipynb #849ff4c9
+_BASE = dict(dtype='float32', device='cpu', reshape_activations='none')
 
 def _architecture(sae):
     name = {L1: 'standard', Gated: 'gated', TopK: 'topk'}.get(type(sae.activation), 'jumprelu')
@@ -473,162 +603,414 @@ def _architecture(sae):
     return 'transcoder' if name == 'standard' else f'{name}_transcoder'
 
 def _weights(sae, dtype):
-    "Tensors under SAELens's names."
+    "Tensors under SAELens's names; ValueError where a number does not fit `dtype`."
     bias = 'b_gate' if isinstance(sae.activation, Gated) else 'b_enc'
     out = {'W_enc': sae.W_enc.T, 'W_dec': sae.W_dec, bias: sae.b_enc, 'b_dec': sae.b_dec}
     out |= {k: getattr(sae, k) for k in ('r_mag', 'b_mag', 'threshold') if hasattr(sae, k)}
     if hasattr(sae, 'running'): out['threshold'] = sae.running.expand(sae.d_sae)
-    return {k: v.detach().to('cpu', dtype).clone(memory_format=torch.contiguous_format) for k,v in out.items()}
+    packed = {k: v.detach().to('cpu', dtype).clone(memory_format=torch.contiguous_format) for k,v in out.items()}
+    for k,v in packed.items():
+        if v.isfinite().all(): continue
+        if not out[k].isfinite().all():
+            raise ValueError(f"{k} of this SAE holds NaN or infinity: it is not saved")
+        raise ValueError(
+            f"{k} reaches {out[k].abs().max().item():.3g}, which does not fit {str(dtype)[6:]}: save in "
+            "float32 or bfloat16")
+    return packed
+
+def _described(sae, dtype, model):
+    "The configuration, without the checksum: what SAELens knows, what it was loaded with, and under `mamba_interp` the rest."
+    kind, lens = sae.activation, sae.meta.get('saelens', {})
+    own = dict(activation=type(kind).__name__, **asdict(kind), site=_text(sae.site), out_site=_text(sae.out_site), meta={k: v for k,v in sae.meta.items() if k != 'saelens'})
+    if hasattr(sae, 'running'): own['running'] = sae.running.item()
+    known = dict(architecture=_architecture(sae), d_in=sae.d_in, d_sae=sae.d_sae, apply_b_dec_to_input=sae.centred, **_BASE | dict(dtype=str(dtype)[6:]))
+    known['normalize_activations'] = _NORMS.get(sae.normalise, 'none')
+    if 'transcoder' in known['architecture']: known['d_out'] = sae.d_out
+    if isinstance(kind, TopK): known |= dict(k=kind.k, rescale_acts_by_decoder_norm=False)
+    own_hook = sae.meta.get('hook') if model is None else None   # noted by whoever made the SAE
+    about = dict(sae_lens_version='6.0.0', model_name=sae.meta.get('model'), hook_name=own_hook or _hook(sae.site, model))
+    if sae.out_site: about['hook_name_out'] = _hook(sae.out_site, model)
+    return known | dict(metadata=about | lens | dict(mamba_interp=own))
 
 def save(self:SAE,
     folder,              # Created if need be
-    dtype=torch.float32, # Of the stored weights: float32, float16 or bfloat16
-):
-    "Write the SAE in SAELens's layout, so that at every moment the folder holds whole files."
+    dtype=torch.float32, # Of the stored weights: float32, float16, bfloat16 or float64
+    model=None,          # The `Adapter` whose modules `hook_name` is to name; not needed for a Mamba
+):                       # Raises ValueError for numbers that do not fit `dtype`, OSError for a folder that cannot be written
+    "Write the SAE in SAELens's layout: after a kill at any moment the folder holds the old SAE or the new one."
     from safetensors.torch import save as pack
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64): raise ValueError(f"dtype should be float32, float16, bfloat16 or float64, got {dtype}")
-    data, kind = pack(_weights(self, dtype)), self.activation
-    ours = dict(activation=type(kind).__name__, **asdict(kind), site=_text(self.site), out_site=_text(self.out_site), meta=self.meta)
-    if hasattr(self, 'running'): ours['running'] = self.running.item()
-    known = dict(architecture=_architecture(self), d_in=self.d_in, d_sae=self.d_sae, apply_b_dec_to_input=self.centred, **_BASE | dict(dtype=str(dtype)[6:]))
-    if 'transcoder' in known['architecture']: known['d_out'] = self.d_out
-    if isinstance(kind, TopK): known |= dict(k=kind.k, rescale_acts_by_decoder_norm=False)
-    cfg = known | dict(sha256=hashlib.sha256(data).hexdigest(), metadata=dict(sae_lens_version='6.0.0', model_name=self.meta.get('model'), hook_name=_text(self.site), mamba_interp=ours))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (('sae_weights.safetensors', data), ('cfg.json', json.dumps(cfg, indent=1).encode())):
-        (folder/f'{name}.new').write_bytes(content)
-        os.replace(folder/f'{name}.new', folder/name)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ValueError(f"dtype should be float32, float16, bfloat16 or float64, got {dtype}")
+    data, cfg = pack(_weights(self, dtype)), _described(self, dtype, model)
+    cfg['sha256'] = hashlib.sha256(data).hexdigest()
+    try: text = json.dumps(cfg, indent=1)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"meta of this SAE holds what a JSON file cannot ({e})") from e
+    write_files(folder, {'sae_weights.safetensors': data, 'cfg.json': text})
 
 def _text(site): return None if site is None else str(site)
+
+def _hook(site, model): return None if site is None else hook_name(site, model) or str(site)
 
 SAE.save = save
 
 # %% ../nbs/14_sae.ipynb #d78ad3fd
-def _config(folder, name):
-    try: return json.loads((folder/name).read_text(encoding='utf8'))
-    except ValueError as e: raise ValueError(f"{folder/name} is damaged or no JSON ({e})") from e
+class _Found(NamedTuple):
+    "What a file says: the activation, tensors under our names, and the rest."
+    kind:object
+    parts:dict           # Tensors by the names of `SAE.state_dict`
+    centred:bool         # Is the decoder's bias taken off first?
+    meta:dict={}         # Model, hook, …
+    site:Site=None
+    out_site:Site=None
+    normalise:str=None
 
 def _tensors(file, sha256=None):
-    "The tensors of a weights file as float32 or wider; ValueError naming the file if it is damaged."
-    if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256: raise ValueError(f"{file} is damaged, or not the file that cfg.json beside it describes: its checksum is another")
-    weights = _read_file(file)
-    bad = [k for k,v in weights.items() if not v.isfinite().all()]
-    if bad: raise ValueError(f"{file} holds NaN or infinity in {bad}")
-    return {k: v.to(torch.promote_types(v.dtype, torch.float32)) if v.is_floating_point() else v for k,v in weights.items()}
+    "The tensors of a weights file in one precision, float32 or wider; ValueError naming the file and the tensor that cannot be."
+    if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise ValueError(
+            f"{file} is damaged, or not the file that cfg.json beside it describes: its checksum is another")
+    try: found = _read_file(file)
+    except (ValueError, OSError): raise
+    except Exception as e: raise ValueError(f"{file} is no weights file ({type(e).__name__})") from e
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__}, expected tensors by name")
+    for k,v in found.items(): _usable(file, k, v)
+    floats = [v.dtype for v in found.values() if v.is_floating_point()]
+    wide = torch.float64 if torch.float64 in floats else torch.float32
+    return {str(k): v.to(wide) if v.is_floating_point() else v for k,v in found.items()}
+
+def _usable(file, name, value):
+    "Raise ValueError unless `value` is a dense tensor of finite numbers."
+    if isinstance(value, dict):
+        raise ValueError(
+            f"{file} holds {name!r}, a dict of {len(value)} entries, expected tensors by name: the weights "
+            "lie one deeper")
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{file}: {name!r} is a {type(value).__name__}, expected a tensor")
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise ValueError(f"{file}: {name!r} is not a plain tensor in memory, expected numbers")
+    small = value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    whole = name in ('k', 'group_sizes') and value.dtype in (torch.int32, torch.int64)
+    counts = name in ('k', 'group_sizes', 'step', 'num_batches_not_active')
+    if not (small or whole or counts and not value.is_complex()):
+        raise ValueError(
+            f"{file}: {name!r} is of {str(value.dtype)[6:]}, expected float16, bfloat16, float32 or float64")
+    if small and not value.isfinite().all(): raise ValueError(f"{file} holds NaN or infinity in {[name]}")
+
+def _take(weights, file, names, ignored=()):
+    "The tensors `names` (ours -> theirs); ValueError, naming it, for one that is missing or that nothing would use."
+    missing = [v for v in names.values() if v not in weights]
+    if missing:
+        raise ValueError(
+            f"{file} is no SAE that is known here: it lacks the tensor {missing[0]!r}; it has "
+            f"{', '.join(sorted(weights)) or 'none'}")
+    extra = sorted(set(weights) - set(names.values()) - set(ignored))
+    if extra:
+        raise ValueError(
+            f"{file} holds a tensor {extra[0]!r}, which an SAE of this kind does not use; expected "
+            f"{', '.join(names.values())}")
+    return {k: weights[v] for k,v in names.items()}
+
+def _settings(cfg, file, neutral, ignored=None):
+    "Raise ValueError for a setting that is neither at one of its `neutral` values (name -> tuple) nor among `ignored` (None: any other)."
+    for k,v in cfg.items():
+        if k in neutral: fine = v is None or any(type(v) is type(o) and v == o for o in neutral[k])
+        else: fine = ignored is None or k in ignored or v is None or v is False
+        if fine: continue
+        wanted = f"; expected {' or '.join(map(repr, neutral[k]))}" if k in neutral else ', which is not known here and may change what the SAE computes'
+        raise ValueError(f"{file}: {k!r} is {repr(v)[:60]}{wanted}")
+
+def _flag(cfg, file, key, default): return fields_of({key: default} | {k: v for k,v in cfg.items() if k == key and v is not None}, str(file), {key: bool})[key]
+
+def _sizes(cfg, file, parts, **named):
+    "Raise ValueError unless the sizes that a configuration names are those of the tensors."
+    d_sae, d_in = parts['W_enc'].shape if parts['W_enc'].ndim == 2 else (0, 0)
+    if not d_sae*d_in:
+        raise ValueError(
+            f"{file}: the encoder has the shape {tuple(parts['W_enc'].shape)}, expected features and width "
+            "of at least 1")
+    for key, size in (('d_in', d_in), ('d_sae', d_sae), *named.items()):
+        if cfg.get(key) is not None and whole_number(cfg[key], f"{file}: {key!r}") != size:
+            raise ValueError(f"{file}: {key!r} is {cfg[key]}, but the tensors say {size}")
+
+# %% ../nbs/14_sae.ipynb #f8a97c9e
+_LENS_ABOUT = ('model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size '
+    'seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out hook_layer hook_layer_out '
+    'dataset_trust_remote_code').split()
+_LENS_TRAINING = ('dtype device sha256 metadata architecture d_in d_sae d_out k apply_b_dec_to_input rescale_acts_by_decoder_norm normalize_activations activation_fn_kwargs '
+    'activation_fn activation_fn_str aux_loss_coefficient decoder_init_norm jumprelu_bandwidth jumprelu_init_threshold jumprelu_sparsity_loss_mode jumprelu_ste_to_input '
+    'jumprelu_tanh_scale l0_coefficient l0_warm_up_steps l1_coefficient l1_warm_up_steps lp_norm matryoshka_widths pre_act_loss_coefficient topk_threshold_lr '
+    'use_matryoshka_aux_loss use_sparse_activations mse_loss_normalization noise').split()
+_LENS_NEUTRAL = dict(finetuning_scaling_factor=(False,), reshape_activations=('none', 'hook_z'), activation_fn=('relu', 'topk'), activation_fn_str=('relu', 'topk'), skip_connection=(False,),
+    signed=(False,), is_transcoder=(False,), use_error_term=(False,), hook_head_index=())
+_LENS_TENSORS = dict(standard={}, topk={}, gated=dict(r_mag='r_mag', b_mag='b_mag'), jumprelu=dict(threshold='threshold'))
+_LENS_NORMS = {None: None, 'none': None, False: None} | {v: k for k,v in _NORMS.items()}
 
 def _from_saelens(folder):
-    cfg = _config(folder, 'cfg.json')
-    w, extra = _tensors(folder/'sae_weights.safetensors', cfg.get('sha256')), cfg.get('metadata') or {}
-    if (how := cfg.get('normalize_activations') or 'none') != 'none': raise ValueError(f"{folder} expects activations under normalize_activations {how!r}, which has to be folded into the weights first")
-    ours, name = extra.get('mamba_interp'), cfg.get('architecture') or 'standard'
-    if (cfg.get('activation_fn_str') or cfg.get('activation_fn')) == 'topk': name, cfg['k'] = 'topk', cfg['activation_fn_kwargs']['k']
-    if ours: kind = KINDS[ours['activation']](**{k: tuple(v) if isinstance(v, list) else v for k,v in ours.items() if k in KINDS[ours['activation']].__dataclass_fields__})
-    else: kind = _kind(name.removesuffix('_transcoder').replace('transcoder', 'standard'), cfg.get('k'), folder)
-    if cfg.get('rescale_acts_by_decoder_norm'): _fold(w)
-    parts = dict(W_enc=w['W_enc'].T, W_dec=w['W_dec'], b_enc=w['b_gate' if 'b_gate' in w else 'b_enc'], b_dec=w['b_dec'])
-    return kind, parts | {k: w[k] for k in ('r_mag', 'b_mag', 'threshold') if k in w}, cfg.get('apply_b_dec_to_input', True), ours or dict(meta=dict(model=extra.get('model_name'), hook=extra.get('hook_name') or cfg.get('hook_name')))
+    file = folder/'cfg.json'
+    cfg = read_json(file, needed=dict(d_in=int, d_sae=int))
+    about = cfg.get('metadata')
+    if about is not None: fields_of(about, f"{file}: 'metadata'")
+    _settings(cfg, file, _LENS_NEUTRAL, None if about is None else {*_LENS_ABOUT, *_LENS_TRAINING})
+    kind, name = _lens_kind(cfg, file)
+    w = _tensors(folder/'sae_weights.safetensors', cfg.get('sha256'))
+    if 'scaling_factor' in w and (w['scaling_factor'] == 1).all(): del w['scaling_factor']
+    bias = 'b_gate' if name == 'gated' else 'b_enc'
+    parts = _take(w, folder/'sae_weights.safetensors', dict(W_enc='W_enc', W_dec='W_dec', b_enc=bias, b_dec='b_dec') | _LENS_TENSORS[name])
+    parts['W_enc'] = parts['W_enc'].T
+    _sizes(cfg, file, parts, d_out=parts['W_dec'].shape[-1])
+    if _flag(cfg, file, 'rescale_acts_by_decoder_norm', False): _fold(parts)
+    how = cfg.get('normalize_activations')
+    if not isinstance(how, (str, bool, type(None))) or how not in _LENS_NORMS:
+        raise ValueError(
+            f"{file} expects activations under normalize_activations {how!r}, which is not in the file and "
+            "has to be folded into the weights first; expected one of "
+            f"{', '.join(k for k in _LENS_NORMS if k)}")
+    return _about(_Found(kind, parts, _flag(cfg, file, 'apply_b_dec_to_input', True), normalise=_LENS_NORMS[how]), cfg, about, file)
 
-def _kind(name, k, folder):
-    found = dict(standard=L1(), gated=Gated(), jumprelu=JumpReLU(), topk=TopK(k or 1)).get(name)
-    if found is None: raise ValueError(f"{folder} is a {name!r}; expected standard, gated, jumprelu or topk, or a transcoder of one of these")
-    return found
+def _lens_kind(cfg, file):
+    "The activation, and the name of its tensors; ValueError where the file does not say it, or says it twice."
+    name = fields_of(dict(architecture='standard') | {k: v for k,v in cfg.items() if v is not None}, str(file), dict(architecture=str))['architecture']
+    k, plain = cfg.get('k'), name.removesuffix('_transcoder').replace('transcoder', 'standard')
+    if 'topk' in (cfg.get('activation_fn_str'), cfg.get('activation_fn')):
+        more = fields_of(cfg.get('activation_fn_kwargs'), f"{file}: 'activation_fn_kwargs'", dict(k=int))
+        _settings(more, f"{file}: 'activation_fn_kwargs'", dict(use_relu=(True,)), {'k'})
+        plain, k = one_of(plain, f"{file}: 'architecture' beside topk", ('standard', 'topk')) and 'topk', more['k']
+    if plain not in _LENS_TENSORS:
+        raise ValueError(
+            f"{file.parent} is a {name!r}; expected standard, gated, jumprelu or topk, or a transcoder of "
+            "one of these")
+    if plain == 'topk': return TopK(whole_number(k, f"{file}: 'k'")), plain
+    return dict(standard=L1, gated=Gated, jumprelu=JumpReLU)[plain](), plain
 
-def _fold(w):
+def _about(found, cfg, about, file):
+    "`found` with site, model and what else SAELens noted; and what this library noted under `mamba_interp`."
+    lens = {k: v for k,v in (cfg if about is None else about).items() if v is not None and k != 'mamba_interp' and (about is not None or k in _LENS_ABOUT)}
+    own = (about or {}).get('mamba_interp')
+    if own is None: return found._replace(meta=dict(model=lens.get('model_name'), hook=lens.get('hook_name') or cfg.get('hook_point'), saelens=lens))
+    name = f"{file}: 'mamba_interp'"
+    fields_of(own, name, dict(activation=str))
+    fields_of(dict(meta={}, site=None, out_site=None) | own, name, dict(meta=dict, site=(str, type(None)), out_site=(str, type(None))))
+    made = KINDS[one_of(own['activation'], f"{name}: 'activation'", KINDS)]
+    kind = _naming(name, made, **{k: tuple(v) if isinstance(v, list) else v for k,v in own.items() if k in made.__dataclass_fields__})
+    sites = {k: own[k] and _naming(name, Site.parse, own[k]) for k in ('site', 'out_site') if k in own}
+    alike = type(kind) is type(found.kind) or made in (BatchTopK, Matryoshka) and isinstance(found.kind, JumpReLU)
+    if not alike or cfg.get('k') not in (None, getattr(kind, 'k', None)):
+        raise ValueError(
+            f"{file} contradicts itself: at the top it says {found.kind}, under 'mamba_interp' {kind}")
+    rest = {k: v for k,v in lens.items() if k not in ('sae_lens_version', 'model_name', 'hook_name', 'hook_name_out')}
+    return found._replace(kind=kind, **sites, meta=dict(own.get('meta') or {}) | (dict(saelens=rest) if rest else {}))
+
+def _naming(name, make, *values, **named):
+    "`make(…)`, with `name` in front of what it refuses."
+    try: return make(*values, **named)
+    except ValueError as e: raise ValueError(f"{name}: {e}") from e
+
+def _fold(parts):
     "Move the norms of the decoder's rows into what comes before them."
-    norm = w['W_dec'].norm(dim=1)
-    w |= dict(W_dec=w['W_dec']/norm[:, None], W_enc=w['W_enc']*norm, b_enc=w['b_enc']*norm)
+    norm = parts['W_dec'].norm(dim=1)
+    if (norm == 0).any():
+        raise ValueError(
+            f"{int((norm == 0).sum())} decoder rows have length 0, and the file asks to scale by their "
+            "lengths")
+    parts |= dict(W_dec=parts['W_dec']/norm[:, None], W_enc=parts['W_enc']*norm[:, None], b_enc=parts['b_enc']*norm)
+
+# %% ../nbs/14_sae.ipynb #4636e350
+_SPARSIFY = dict(activation=('topk',), skip_connection=(False,), signed=(False,), transcode=(True, False))
+_SPARSIFY_TRAINING = {'expansion_factor', 'normalize_decoder', 'num_latents', 'k', 'multi_topk', 'd_in', 'hookpoint'}
 
 def _from_sparsify(folder):
-    cfg, w = _config(folder, 'cfg.json'), _tensors(folder/'sae.safetensors')
-    if cfg.get('skip_connection') or 'W_skip' in w: raise ValueError(f"{folder} is a transcoder with a skip connection, which is not supported")
-    if (how := cfg.get('activation', 'topk')) != 'topk': raise ValueError(f"{folder} chooses features by {how!r}; expected 'topk'")
-    return TopK(cfg['k']), dict(W_enc=w['encoder.weight'], b_enc=w['encoder.bias'], W_dec=w['W_dec'], b_dec=w['b_dec']), not cfg.get('transcode', False), dict(meta=dict(hook=folder.name))
+    file = folder/'cfg.json'
+    cfg = read_json(file)
+    if cfg.get('skip_connection'):
+        raise ValueError(
+            f"{file}: this is a transcoder with a skip connection ('W_skip'), which is not supported")
+    _settings(cfg, file, _SPARSIFY, _SPARSIFY_TRAINING)
+    fields_of(cfg, str(file), dict(k=int))
+    names = dict(W_enc='encoder.weight', b_enc='encoder.bias', W_dec='W_dec', b_dec='b_dec')
+    parts = _take(_tensors(folder/'sae.safetensors'), folder/'sae.safetensors', names)
+    _sizes(cfg, file, parts, **(dict(num_latents=len(parts['W_enc'])) if cfg.get('num_latents') else {}))
+    return _Found(TopK(whole_number(cfg['k'], f"{file}: 'k'")), parts, not _flag(cfg, file, 'transcode', False), dict(hook=folder.name))
 
-def _from_dictionary_learning(folder):
-    cfg = _config(folder, 'config.json') if (folder/'config.json').exists() else {}
-    cfg, w = cfg.get('trainer', cfg), _tensors(folder/'ae.pt')
-    meta = dict(meta=dict(model=cfg.get('lm_name'), layer=cfg.get('layer'), hook=cfg.get('submodule_name')))
-    W_enc = w['encoder.weight'] if 'encoder.weight' in w else w['W_enc'].T
-    W_dec = w['decoder.weight'].T if 'decoder.weight' in w else w['W_dec']
-    bias = next(w[k] for k in ('b_dec', 'bias', 'decoder_bias', 'decoder.bias') if k in w)
-    parts = dict(W_enc=W_enc, W_dec=W_dec, b_dec=bias, b_enc=next(w[k] for k in ('encoder.bias', 'b_enc', 'gate_bias') if k in w))
-    if 'gate_bias' in w: kind, parts['r_mag'], parts['b_mag'] = Gated(), w['r_mag'], w['mag_bias']
-    elif 'k' in w or 'k' in cfg:
-        k = int(w.get('k', cfg.get('k')))
-        parts['threshold'] = w.get('threshold', torch.tensor(0.)).clamp_min(0)
-        groups = w['group_sizes'].cumsum(0).tolist() if 'group_sizes' in w else None
-        kind = Matryoshka(k, tuple(groups)) if groups else BatchTopK(k) if 'Batch' in cfg.get('dict_class', '') else TopK(k)
-    elif 'threshold' in w: kind, parts['threshold'] = JumpReLU(), w['threshold']
-    else: kind = L1()
-    centred = not ('decoder.bias' in w or isinstance(kind, JumpReLU) or cfg.get('dict_class') == 'AutoEncoderNew')
-    return kind, parts, centred, meta
+# %% ../nbs/14_sae.ipynb #cd6e883b
+_DICTIONARIES = dict(AutoEncoder=L1, AutoEncoderNew=L1, GatedAutoEncoder=Gated, JumpReluAutoEncoder=JumpReLU, AutoEncoderTopK=TopK, BatchTopKSAE=BatchTopK, MatryoshkaBatchTopKSAE=Matryoshka)
+
+def _from_dictionary_learning(folder, activation=None):
+    file = folder/'config.json'
+    cfg = read_json(file) if file.exists() else {}
+    if 'trainer' in cfg: cfg = fields_of(cfg['trainer'], f"{file}: 'trainer'")
+    w = _tensors(folder/'ae.pt')
+    kind = _dictionary(w, cfg, file, activation)
+    names = _dictionary_names(w, kind)
+    parts = _take(w, folder/'ae.pt', names, ('k', 'threshold', 'group_sizes') if kind in (TopK, BatchTopK, Matryoshka) else ())
+    for key, across in (('W_enc', 'W_enc'), ('W_dec', 'decoder.weight')):
+        if names[key] == across: parts[key] = parts[key].T
+    _sizes({'activation_dim': cfg.get('activation_dim'), 'dict_size': cfg.get('dict_size')}, file, parts, activation_dim=parts['W_enc'].shape[1], dict_size=len(parts['W_enc']))
+    made = _counted(kind, w, cfg, folder/'ae.pt') if kind in (TopK, BatchTopK, Matryoshka) else kind()
+    if kind in (BatchTopK, Matryoshka): parts['threshold'] = w.get('threshold', torch.tensor(0.)).clamp_min(0)
+    centred = not ('decoder.bias' in w or kind is JumpReLU)
+    return _Found(made, parts, centred, dict(model=cfg.get('lm_name'), layer=cfg.get('layer'), hook=cfg.get('submodule_name')))
+
+def _dictionary(w, cfg, file, activation):
+    "The kind of an ae.pt: by its configuration, by its tensors, or for two that look alike by what the caller says."
+    name = cfg.get('dict_class')
+    said = None if name is None else _DICTIONARIES[one_of(name, f"{file}: 'dict_class'", _DICTIONARIES)]
+    seen = Gated if 'gate_bias' in w else Matryoshka if 'group_sizes' in w else (TopK, BatchTopK) if 'k' in w or 'k' in cfg else JumpReLU if 'threshold' in w else L1
+    if isinstance(seen, tuple):
+        if said is None and activation is None:
+            raise ValueError(
+                f"{file.parent/'ae.pt'} may be a TopK or a BatchTopK, which write the same tensors, and no "
+                "config.json beside it says which: SAE.load(…, activation='TopK') or 'BatchTopK'")
+        seen = said if said in seen else seen[0] if said else KINDS[one_of(activation, 'activation', ('TopK', 'BatchTopK'))]
+    if said not in (None, seen):
+        raise ValueError(
+            f"{file} says {name}, but the tensors of ae.pt beside it are those of a {seen.__name__}")
+    return seen
+
+def _dictionary_names(w, kind):
+    "Ours -> theirs, of an ae.pt of this kind."
+    first = lambda *names: next((o for o in names if o in w), names[0])
+    names = dict(W_enc=first('encoder.weight', 'W_enc'), W_dec=first('decoder.weight', 'W_dec'), b_dec=first('b_dec', 'bias', 'decoder_bias', 'decoder.bias'))
+    if kind is Gated: return names | dict(b_enc='gate_bias', r_mag='r_mag', b_mag='mag_bias')
+    return names | dict(b_enc=first('encoder.bias', 'b_enc')) | (dict(threshold='threshold') if kind is JumpReLU else {})
+
+def _counted(kind, w, cfg, file):
+    "A kind of the top-k family with its k and its groups."
+    k = whole_number(w.get('k', cfg.get('k')), f"{file}: 'k'")
+    if cfg.get('k') not in (None, k):
+        raise ValueError(f"{file} has k = {k}, but config.json beside it says {cfg['k']}")
+    if kind is not Matryoshka: return kind(k)
+    if 'group_sizes' not in w or w['group_sizes'].ndim != 1:
+        raise ValueError(f"{file} lacks the list of whole numbers 'group_sizes', which a Matryoshka has")
+    return Matryoshka(k, tuple(w['group_sizes'].long().cumsum(0).tolist()))
 
 _LAYOUTS = {'sae_weights.safetensors': _from_saelens, 'sae.safetensors': _from_sparsify, 'ae.pt': _from_dictionary_learning}
 
 # %% ../nbs/14_sae.ipynb #07808064
 def _find(name):
     "The folder of an SAE: shipped, local, or from the Hub (owner/repository, or owner/repository/folder)."
+    if not isinstance(name, (str, Path)) or not str(name).strip() or '\0' in str(name):
+        raise ValueError(f"expected the folder or name of an SAE, got {name!r}")
     name = str(name)
-    if name.startswith('house/'):
-        shipped = Path(str(files('mamba_interp')/'house'/'saes'))
-        have = sorted(o.name for o in shipped.glob('*') if o.is_dir()) if shipped.is_dir() else []
-        if name[6:] in have: return shipped/name[6:]
-        raise FileNotFoundError(f"the package ships no SAE {name!r}: {'there is none yet' if not have else 'there are ' + ', '.join(have)}")
-    folder = Path(name).expanduser()
+    if name.startswith('house/'): return _shipped(name)
+    try: folder = Path(name).expanduser()
+    except RuntimeError as e: raise FileNotFoundError(f"no SAE {name!r}: {e}") from e
     if folder.is_dir(): return folder
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{name} is a file; expected the folder that holds it, with one of the files "
+            f"{', '.join(_LAYOUTS)}")
     owner, *rest = name.split('/')
-    if not rest or name.startswith(('/', '.', '~')): raise FileNotFoundError(f"no SAE {name!r}: expected a folder, a Hub name such as 'owner/repository/folder', or 'house/' with a site")
+    bad = not rest or not re.fullmatch(r'[\w-][\w.-]*', owner) or not re.fullmatch(r'[\w-][\w.-]*', rest[0])
+    if bad:
+        raise FileNotFoundError(
+            f"no SAE {name!r}: expected a folder, a Hub name such as 'owner/repository/folder', or 'house/' "
+            "with a site")
+    return _from_hub(f'{owner}/{rest[0]}', '/'.join(rest[1:]))
+
+def _shipped(name):
+    shipped = Path(str(files('mamba_interp')/'house'/'saes'))
+    have = sorted(o.name for o in shipped.glob('*') if o.is_dir()) if shipped.is_dir() else []
+    if name[6:] in have: return shipped/name[6:]
+    raise FileNotFoundError(
+        f"the package ships no SAE {name!r}: "
+        f"{'there is none yet' if not have else 'there are ' + ', '.join(have)}")
+
+def _from_hub(repo, path):
+    if path: inside(repo, path)
     from huggingface_hub import snapshot_download
-    inside = '/'.join(rest[1:])
-    try: return Path(snapshot_download(f'{owner}/{rest[0]}', allow_patterns=f'{inside}/*' if inside else None))/inside
-    except Exception as e: raise FileNotFoundError(f"cannot get {name!r} from the Hugging Face Hub ({type(e).__name__}): check the name and the network") from e
+    try: got = Path(snapshot_download(repo, allow_patterns=f'{path}/*' if path else None))
+    except Exception as e:
+        raise FileNotFoundError(
+            f"cannot get {'/'.join(filter(None, (repo, path)))!r} from the Hugging Face Hub "
+            f"({type(e).__name__}): check the name and the network; there is no such folder here "
+            "either") from e
+    return got/path
 
 def load(
     name,       # A folder; 'house/3.block_out' for one shipped in the package; or a Hub name, 'owner/repository/folder'
     site=None,  # Where it will be used: raises ValueError if it was made for another site
     model=None, # On what: raises ValueError if it was made for another model, or does not fit the site's width
+    activation:str=None, # 'TopK' or 'BatchTopK', for an ae.pt without config.json, which does not say
 )->SAE:         # In eval mode; raises FileNotFoundError or ValueError, saying what is wrong
     "Read an SAE as SAELens, `sparsify` or `dictionary_learning` write it."
-    folder = _find(name)
+    if activation is not None: one_of(activation, 'activation', KINDS)
+    folder = settle(_find(name))
     file = next((o for o in _LAYOUTS if (folder/o).exists()), None)
-    if file is None: raise FileNotFoundError(f"{folder} holds no SAE: expected one of the files {', '.join(_LAYOUTS)}")
-    if file != 'ae.pt' and not (folder/'cfg.json').exists(): raise FileNotFoundError(f"{folder} has {file}, but no cfg.json beside it")
-    try: kind, parts, centred, ours = _LAYOUTS[file](folder)
-    except (KeyError, StopIteration, TypeError) as e: raise ValueError(f"{folder/file} is no SAE that is known here: it lacks {e}") from e
-    sae = _filled(kind, parts, centred, folder/file)
-    sae.meta = ours.get('meta') or {}
-    sae.site, sae.out_site = (None if ours.get(k) is None else Site.parse(ours[k]) for k in ('site', 'out_site'))
-    return _for(sae, site, model, folder).eval()
+    if file is None:
+        raise FileNotFoundError(f"{folder} holds no SAE: expected one of the files {', '.join(_LAYOUTS)}")
+    if file != 'ae.pt' and not (folder/'cfg.json').exists():
+        raise FileNotFoundError(f"{folder} has {file}, but no cfg.json beside it")
+    found = _LAYOUTS[file](folder, *([activation] if file == 'ae.pt' else []))
+    if activation not in (None, type(found.kind).__name__):
+        raise ValueError(f"{folder/file} is a {type(found.kind).__name__}, not a {activation}")
+    sae = _filled(found, folder/file)
+    if site is not None: _at(sae, Site.parse(site), folder)
+    if model is not None: check_sae(sae, model, str(folder))
+    return sae.eval()
 
-def _filled(kind, parts, centred, file):
-    "An SAE with these tensors; ValueError where they do not fit each other."
+def _filled(found, file):
+    "An SAE of what was found; ValueError where the tensors do not fit each other."
+    parts = {k: v.detach() for k,v in found.parts.items()}
+    flat = [k for k in ('W_enc', 'W_dec') if parts[k].ndim != 2]
+    if flat:
+        raise ValueError(
+            f"{file} does not fit itself: {flat[0]} is {tuple(parts[flat[0]].shape)}, expected features by "
+            "width")
     (d_sae, d_in), d_out = parts['W_enc'].shape, parts['W_dec'].shape[-1]
-    try: sae = SAE(d_in, d_sae, kind, d_out=d_out)
+    try: sae = SAE(d_in, d_sae, found.kind, d_out=d_out, normalise=found.normalise)
     except ValueError as e: raise ValueError(f"{file}: {e}") from e
-    if hasattr(sae, 'running'): parts['running'] = parts.pop('threshold').amax()
-    elif not hasattr(sae, 'threshold'): parts.pop('threshold', None)
+    if hasattr(sae, 'running'): parts['running'] = _common(parts.pop('threshold'), file)
     wanted = {k: v.shape for k,v in sae.state_dict().items()}
     wrong = [f"{k} is {tuple(parts[k].shape) if k in parts else 'missing'}, expected {tuple(s)}" for k,s in wanted.items() if k not in parts or parts[k].shape != s]
     if wrong: raise ValueError(f"{file} does not fit itself: {wrong[0]}")
     sae.load_state_dict({k: v.contiguous() for k,v in parts.items()}, assign=True)
-    sae.centred = bool(centred)
+    sae.centred, sae.meta = found.centred, dict(found.meta)
+    sae.site, sae.out_site = found.site or None, found.out_site or None
+    if sae.site is None and found.meta.get('hook'): sae.site = _hooked(found.meta['hook'])
     return sae.requires_grad_(True)
 
-def _for(sae, site, model, folder):
-    "Check that an SAE belongs to `site` and `model`."
-    if site is not None:
-        site = Site.parse(site)
-        if sae.site not in (None, site): raise ValueError(f"{folder} is an SAE of {sae.site}, not of {site}")
-        sae.site = site
-    if model is None: return sae
-    made, have = sae.meta.get('fingerprint'), origin(model)
-    if made and made != have['fingerprint']: raise ValueError(f"{folder} was made for {sae.meta.get('model')!r} with weights {made}; this model is {have['model']!r} with weights {have['fingerprint']}")
+def _common(threshold, file):
+    "The one threshold of all features."
+    if threshold.numel() < 1 or threshold.min() < threshold.max():
+        raise ValueError(
+            f"{file} holds a threshold for each feature, expected the same for all, as a BatchTopK has")
+    return threshold.amax()
+
+def _at(sae, site, name):
+    "Put an SAE at `site`; ValueError if it was made for another."
+    if sae.site not in (None, site): raise ValueError(f"{name} is an SAE of {sae.site}, not of {site}" + (f" (its hook is {sae.meta['hook']!r})" if sae.meta.get('hook') else ''))
+    sae.site = site
+
+# %% ../nbs/14_sae.ipynb #90f0a6df
+def check_sae(
+    sae:SAE,   # Whose site may be None, if only the model is asked about
+    model,     # A `Mamba` or an `Adapter`
+    name='the SAE', # What the sentence calls it
+    site=None, # The site at which it will be used; its own if None
+):             # Raises ValueError, saying both, if it was made for another model or site, or is of another width
+    "Check that an SAE belongs to a model, and to a site."
+    if site is not None: _at(sae, Site.parse(site), name)
+    _same_model(sae, name, origin(model))
     token = torch.zeros(1, 1, dtype=torch.long, device=next(getattr(model, 'inner', model).parameters()).device)
     for where, width in ((sae.site, sae.d_in), (sae.out_site, sae.d_out)):
         if where: _flat(record(model, token, where)[where], width, where)
-    return sae
 
+def _same_model(sae, name, about):
+    "Raise ValueError unless the SAE is of the model that `about`, from `origin`, describes."
+    made, called = sae.meta.get('fingerprint'), sae.meta.get('model')
+    if made and made != about['fingerprint']:
+        raise ValueError(
+            f"{name} was made for another model: it was trained on {called or 'another model'} with weights {made}, "
+            f"and this is {about['model']} with weights {about['fingerprint']}")
+    tail = lambda o: str(o).rstrip('/').split('/')[-1].lower().removesuffix('-hf')
+    if not made and called and tail(called) != tail(about['model']):
+        raise ValueError(
+            f"{name} was made for {called!r}, and this model is {about['model']!r}; if it is the same under "
+            f"another name, set sae.meta['model'] = {about['model']!r}, or load without model=")
+
+# %% ../nbs/14_sae.ipynb #074f5469
 def push_to_hub(self:SAE,
     repo:str,             # 'owner/repository', created if need be
     path:str='',          # Folder in it

@@ -7,24 +7,28 @@ __all__ = ['METRICS', 'alive', 'Metrics', 'difference', 'compare', 'evaluate_sae
            'with_baseline', 'density_histogram']
 
 # %% ../nbs/16_sae_metrics.ipynb #50741572
-import copy, hashlib
+import copy, hashlib, math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .activations import _device, harvest, origin
-from .circuits import _read, _written
-from .faithfulness import Resampling
+from .checks import fields_of, one_of, real_number, whole_number
 from .figures import table
+from .files import read_json, write_json
 from .model import Mamba
-from .sae import SAE, Sparse, splice
+from .sae import SAE, Sparse, _same_model, splice
 from .sites import Site
+from .statistics import LEAST, SMALL, Resampling
 from .taps import Adapter, Tap, _keeper
+from .tasks import bos_id
 
 # %% ../nbs/16_sae_metrics.ipynb #e45e914f
 METRICS = dict(
     explained_variance='1 − FVU', fvu='squared error over the total variance about the mean of all tokens',
+    fvu_ordinary='… without the longest hundredth of the activations', fvu_median='squared error over squared distance from the mean of the ordinary, the median over tokens',
     mse='squared error per token, summed over the width', cossim='cosine of activation and reconstruction',
     l2_norm_in='norm of the activation', l2_norm_out='norm of the reconstruction', l2_ratio='their ratio, token by token',
     relative_reconstruction_bias='Σ|x̂|² / Σ x·x̂; below 1: shrunk', l0='features that fire, per token', l1='sum of their absolute values, per token',
@@ -47,25 +51,36 @@ class _Tally:
     "What one SAE adds up, row by row."
     def __init__(self, name, sae, n, width, together=1):
         self.name, self.sae, self.together = name, sae, together
-        self.sums, self.shift = defaultdict(lambda: torch.zeros(n, dtype=torch.double)), torch.zeros(n, width, dtype=torch.double)
+        self.sums = defaultdict(lambda: torch.zeros(n, dtype=torch.double))
+        self.shift, self.shift_ordinary = torch.zeros(2, n, width, dtype=torch.double)
+        self.rows, self.ratios = [], []
         self.fired, self.rows_fired, self.last_row = torch.zeros(3, sae.d_sae, dtype=torch.long)
 
     def put(self, rows, **sums):
         "Sums (b) of the rows (b)."
         for k,v in sums.items(): self.sums[k][rows] = v.double().cpu()
 
-    def add(self, x, y, row, centre):
-        "Vectors (p d) into the SAE, what they should become (p d), and the row (p) of each."
+    def add(self, x, y, row, centre, ordinary):
+        "Vectors (p d) into the SAE, what they should become (p d), the row (p) of each, and what `_centres` says of the site."
         x = x.to(self.sae.W_dec)
         features, y = self.sae.encode_sparse(x) if self.sae.sparse else self.sae.encode(x), y.double()
-        out = self.sae.decode(features).to(y)
-        if not out.isfinite().all(): raise ValueError(f"the SAE {self.name!r} reconstructs NaN or infinity in row {row[(~out.isfinite()).any(-1)][0].item()}: its weights, or the activations, are not finite")
+        out = self.sae.decode(features, x).to(y)
+        if not out.isfinite().all():
+            raise ValueError(
+                f"the SAE {self.name!r} reconstructs NaN or infinity in row "
+                f"{row[(~out.isfinite()).any(-1)][0].item()}: its weights, or the activations, are not "
+                "finite")
         l0, l1, at, feature = _firing(features)
         size, found = y.norm(dim=-1), out.norm(dim=-1)
         each = dict(vectors=torch.ones_like(size), sse=(y - out).pow(2).sum(-1), square=(y - centre).pow(2).sum(-1), cossim=F.cosine_similarity(y, out, dim=-1), l2_norm_in=size,
                     l2_norm_out=found, l2_ratio=found/torch.where(size < 1e-4, 1., size), out_square=found**2, dot=(y*out).sum(-1), l0=l0, l1=l1)
+        kept = (size <= ordinary.limit).double()
+        for k in ('vectors', 'sse', 'square', 'l2_norm_in'): each[f'{k}_ordinary'] = kept*each[k]
         for k,v in each.items(): self.sums[k].index_add_(0, row, v.cpu().double())
         self.shift.index_add_(0, row, (y - centre).cpu())
+        self.shift_ordinary.index_add_(0, row, (kept[:, None]*(y - centre)).cpu())
+        self.rows.append(row//self.together)
+        self.ratios.append((each['sse']/(y - ordinary.centre).pow(2).sum(-1)).nan_to_num(1., math.inf).cpu())
         self._count(row[at.cpu()], feature.cpu())
 
     def _count(self, row, feature):
@@ -119,12 +134,26 @@ def _log_probs(logits): return (logits if logits.dtype == torch.double else logi
 # %% ../nbs/16_sae_metrics.ipynb #a98b4089
 _RUNS = dict(sae='with_sae', zero='with_ablation', mean='with_mean_ablation', error='with_error')
 
+def _unexplained(t, which):
+    "The fraction of variance unexplained, of all tokens or of the ordinary ones; NaN where there is no variance."
+    n = t[f'vectors{which}']
+    variance = t[f'square{which}'] - (t[f'shift{which}']**2).sum(-1)/n
+    return np.where(variance > 1e-12*t[f'l2_norm_in{which}']**2/n, t[f'sse{which}']/np.where(variance > 0, variance, 1), np.nan)
+
+def _middle(ratios, unit, weights, block=64):
+    "(r) the weighted medians of `ratios` (p), where the token p weighs what its row, `unit` (p), does in each resample (r u)."
+    order = np.argsort(ratios, kind='stable')
+    ratios, unit, out = ratios[order], unit[order], []
+    for first in range(0, len(weights), block):
+        total = weights[first:first + block, unit].cumsum(1)
+        out.append(ratios[(total >= total[:, -1:]/2*(1 - 1e-9)).argmax(1)])
+    return np.concatenate(out)
+
 def _reconstruction(t):
     "Numbers about the reconstruction, from weighted sums."
-    n, variance = t['vectors'], t['square'] - (t['shift']**2).sum(-1)/t['vectors']
-    fvu = np.where(variance > 1e-12*t['l2_norm_in']**2/n, t['sse']/np.where(variance > 0, variance, 1), np.nan)
+    n, fvu, ordinary = t['vectors'], _unexplained(t, ''), _unexplained(t, '_ordinary')
     means = {k: t[k]/n for k in ('cossim', 'l2_norm_in', 'l2_norm_out', 'l2_ratio')}
-    return dict(explained_variance=1 - fvu, fvu=fvu, mse=t['sse']/n, **means, relative_reconstruction_bias=t['out_square']/np.where(t['dot'] == 0, np.nan, t['dot']), l0=t['l0']/n, l1=t['l1']/n)
+    return dict(explained_variance=1 - fvu, fvu=fvu, fvu_ordinary=ordinary, mse=t['sse']/n, **means, relative_reconstruction_bias=t['out_square']/np.where(t['dot'] == 0, np.nan, t['dot']), l0=t['l0']/n, l1=t['l1']/n)
 
 def _prediction(t):
     "Numbers about the predictions, from weighted sums; scores come apart as (part, whole)."
@@ -151,6 +180,14 @@ def alive(
     return share.item(), max(0., (share - half).item()), min(1., (share + half).item())
 
 # %% ../nbs/16_sae_metrics.ipynb #79351e4d
+_WHAT = 'SAE metrics of mamba_interp'
+
+def _plain(o):
+    "The same with None for NaN, which JSON does not know."
+    if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
+    return None if isinstance(o, float) and math.isnan(o) else o
+
 @dataclass(frozen=True, eq=False)
 class Metrics:
     "What an SAE keeps of its site, and what it costs the model."
@@ -175,16 +212,21 @@ class Metrics:
     ):
         "Write the numbers."
         kept = {k: np.asarray(v).tolist() for k,v in self.draws.items()} if draws else {}
-        _written(file, dict(what='SAE metrics of mamba_interp', values=self.values, density=self.density.tolist(), setup=self.setup, notes=self.notes, draws=kept))
+        write_json(file, _plain(dict(what=_WHAT, values=self.values, density=self.density.tolist(), setup=self.setup, notes=self.notes, draws=kept)))
 
     @classmethod
     def load(cls,
         file, # Written by `save`
     )->'Metrics': # raises ValueError for a damaged or another file
         "Read them back."
-        o = _read(file, 'SAE metrics of mamba_interp')
-        try: return cls({k: tuple(v) for k,v in o['values'].items()}, np.array(o['density']), o['setup'], tuple(o['notes']), {k: np.array(v) for k,v in o['draws'].items()})
-        except (KeyError, TypeError, AttributeError) as e: raise ValueError(f"{file} is damaged: {type(e).__name__} {e}") from e
+        o = read_json(file, _WHAT, dict(values=dict, density=list, setup=dict, notes=list, draws=dict))
+        fields_of(o['setup'], f"{file}: 'setup'", dict(name=str, site=str, model=str, rows=int, tokens=int, seed=int, coverage=float))
+        numbers = lambda v: np.array([np.nan if o is None else o for o in v], float)
+        try:
+            values, draws = ({k: numbers(v) for k,v in o[name].items()} for name in ('values', 'draws'))
+            if any(len(v) != 3 for v in values.values()): raise ValueError('a value has no two ends')
+            return cls({k: tuple(v.tolist()) for k,v in values.items()}, numbers(o['density']), o['setup'], tuple(o['notes']), draws)
+        except (TypeError, ValueError) as e: raise ValueError(f"{file} is damaged: {e}") from e
 
 def difference(
     a:Metrics, # Minuend
@@ -192,10 +234,14 @@ def difference(
 )->dict:       # Name -> (value, low, high); raises ValueError for other rows, or without draws
     "How two results differ, with paired bootstrap intervals."
     mine, theirs = ([o.setup[k] for k in ('data', 'seed', 'coverage', 'resamples', 'together')] for o in (a, b))
-    if mine != theirs: raise ValueError(f"differences need the same rows, drawn alike: data, seed, coverage, resamples, together are {mine} and {theirs}")
-    if not (a.draws and b.draws): raise ValueError("a difference needs the resamples: save with draws=True, or evaluate anew")
-    tail = (1 - a.setup['coverage'])/2
-    return {k: (a[k][0] - b[k][0], *np.quantile(a.draws[k] - b.draws[k], [tail, 1 - tail]).tolist()) for k in a.draws if k in b.draws}
+    if mine != theirs:
+        raise ValueError(
+            "differences need the same rows, drawn alike: data, seed, coverage, resamples, together are "
+            f"{mine} and {theirs}")
+    if not (a.draws and b.draws):
+        raise ValueError("a difference needs the resamples: save with draws=True, or evaluate anew")
+    gap = {k: np.concatenate([[a[k][0] - b[k][0]], a.draws[k] - b.draws[k]]) for k in a.draws if k in b.draws}
+    return {k: (v[0].item(), *_interval(v, a.setup['rows'], a.setup['coverage'])) for k,v in gap.items()}
 
 def compare(
     results:dict,  # Name -> `Metrics`
@@ -203,63 +249,122 @@ def compare(
     minus=None,    # Two names of results: adds a column with their difference
 ):                 # A `figures.table`; raises ValueError for a number that is not there
     "Results side by side, one number per line."
-    if bad := [k for k in names if k not in METRICS]: raise ValueError(f"{bad[0]!r} is no metric; there are {', '.join(METRICS)}")
+    if bad := [k for k in names if k not in METRICS]:
+        raise ValueError(f"{bad[0]!r} is no metric; there are {', '.join(METRICS)}")
     gap = difference(*(results[o] for o in minus)) if minus else {}
     cell = lambda o: None if o is None or np.isnan(o[0]) else tuple(o)
-    rows = [[k, *(cell(o[k]) for o in results.values()), *([cell(gap.get(k))] if minus else []), METRICS[k]] for k in names]
+    rows = [[k, *(cell(o.values.get(k)) for o in results.values()), *([cell(gap.get(k))] if minus else []), METRICS[k]] for k in names]
     said = dict.fromkeys([o.how() for o in results.values()] + [n for o in results.values() for n in o.notes])
     return table(rows, ['metric', *results, *([f'{minus[0]} − {minus[1]}'] if minus else []), 'meaning'], ' '.join(said))
 
 # %% ../nbs/16_sae_metrics.ipynb #08a27c12
+def _interval(draws, n, coverage):
+    "Ends of an interval from a value and its resamples (1 + r) over `n` rows; NaN below five."
+    if n < LEAST: return np.nan, np.nan
+    tail = (1 - coverage)/2
+    if n >= SMALL: return tuple(np.quantile(draws[1:], [tail, 1 - tail]).tolist())
+    from scipy.stats import t
+    half = t.ppf(1 - tail, n - 1)*draws[1:].std()*(n/(n - 1))**.5
+    return (draws[0] - half).item(), (draws[0] + half).item()
+
 def _estimates(tally, resampling):
     "Values with intervals, notes, and draws of one SAE."
-    sums = {k: resampling.units(v) for k,v in tally.sums.items()} | dict(shift=resampling.units(tally.shift))
+    shifts = dict(shift=tally.shift, shift_ordinary=tally.shift_ordinary)
+    sums = {k: resampling.units(v) for k,v in (tally.sums | shifts).items()}
     n = len(sums['vectors'])
-    tail, weights = (1 - resampling.coverage)/2, np.concatenate([np.full((1, n), 1/n), resampling.weights(n)])
+    weights = np.concatenate([np.full((1, n), 1/n), resampling.weights(n)])
     totals = {k: weights @ v for k,v in sums.items()}
     numbers, scores = _prediction(totals)
-    numbers, notes, ends = _reconstruction(totals) | numbers, [], lambda v: np.quantile(v[1:], [tail, 1 - tail]).tolist()
+    numbers, notes = _reconstruction(totals) | numbers, []
+    numbers['fvu_median'] = _middle(torch.cat(tally.ratios).numpy(), torch.cat(tally.rows).cpu().numpy(), weights)
     for k,(part,whole) in scores.items():
-        low, high = ends(whole)
-        undefined = low <= 1e-6*abs(totals['ce_clean'][0]/totals['predictions'][0])
+        low, high = _interval(whole, n, resampling.coverage)
+        undefined = min(whole[0], np.nan_to_num(low, nan=whole[0])) <= 1e-6*abs(totals['ce_clean'][0]/totals['predictions'][0])
         if undefined: notes.append(f"{k} of {tally.name!r} is not defined: ablating the site costs {whole[0]:.2g} [{low:.2g}, {high:.2g}] nats, so there is nothing to recover.")
         numbers[k] = part*np.nan if undefined else part/whole
     if np.isnan(numbers['fvu'][0]): notes.append(f"fvu of {tally.name!r} is not defined: its target is the same at every token.")
-    found = {k: (v[0].item(), *ends(v)) for k,v in numbers.items()} | dict(frac_alive=alive(tally.rows_fired, tally.last_row, n, resampling.coverage))
+    found = {k: (v[0].item(), *_interval(v, n, resampling.coverage)) for k,v in numbers.items()} | dict(frac_alive=alive(tally.rows_fired, tally.last_row, n, resampling.coverage))
     return {k: found[k] for k in METRICS}, tuple(notes), {k: v[1:] for k,v in numbers.items()}
 
 # %% ../nbs/16_sae_metrics.ipynb #01f1b240
 def _ends(name, sae, model, about):
     "The sites that an SAE reads and writes; ValueError unless it is of this model."
-    if getattr(sae, 'site', None) is None: raise ValueError(f"the SAE {name!r} does not say which site it reads: make it with SAE(…, site=Site('resid', 3))")
-    own, this = sae.meta.get('fingerprint'), about['fingerprint']
-    if own and own != this: raise ValueError(f"the SAE {name!r} was trained on {sae.meta.get('model', 'another model')} with weights {own}, but this is {about['model']} with weights {this}: evaluate it on its own model")
+    if getattr(sae, 'site', None) is None:
+        raise ValueError(
+            f"the SAE {name!r} does not say which site it reads: make it with SAE(…, site=Site('resid', 3))")
+    _same_model(sae, f'the SAE {name!r}', about)
     return tuple(model.sites(o)[0] for o in (sae.site, sae.out_site or sae.site))
 
 def _check_width(name, sae, ends, means):
     "ValueError unless the sites are as wide as the SAE."
     for site,width,does in zip(ends, (sae.d_in, sae.d_out), ('reads', 'writes')):
-        if len(means[site]) != width: raise ValueError(f"the SAE {name!r} {does} {width} numbers at {site}, but this model has {len(means[site])} there")
+        if len(means[site]) != width:
+            raise ValueError(
+                f"the SAE {name!r} {does} {width} numbers at {site}, but this model has {len(means[site])} "
+                "there")
 
-def _checked(rows, skip, resampling):
-    "Rows (n t) and which of their tokens count (n t)."
-    if not isinstance(rows, (Tensor, np.ndarray)): rows = torch.stack([torch.as_tensor(o) for o in rows] or [torch.empty(0)])
-    rows, skip = torch.as_tensor(rows), torch.as_tensor(skip)
-    if rows.ndim != 2 or 0 in rows.shape: raise ValueError(f"expected rows of token ids (n t), got shape {tuple(rows.shape)}")
-    if len(rows) < 2*resampling.together or len(rows) % resampling.together: raise ValueError(f"intervals need at least two rows, or groups of {resampling.together} rows with none left over, got {len(rows)}")
-    if skip.ndim and skip.shape != rows.shape: raise ValueError(f"skip marks tokens of shape {tuple(skip.shape)}, but the rows have shape {tuple(rows.shape)}")
+def _token_rows(rows):
+    "Rows (n t) of whole token ids."
+    if isinstance(rows, (str, bytes)):
+        raise ValueError("rows are text, expected token ids (n t): model.tokenizer gives them")
+    try: rows = torch.as_tensor(rows) if isinstance(rows, (Tensor, np.ndarray)) else torch.stack([torch.as_tensor(o) for o in rows] or [torch.empty(0, dtype=torch.long)])
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"expected rows of token ids (n t), all of one length, got a {type(rows).__name__} "
+            f"({str(e).splitlines()[0][:100]})") from e
+    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        raise ValueError(f"rows hold {str(rows.dtype)[6:]}, expected whole token ids (n t)")
+    return rows
+
+def _checked(rows, skip, resampling, mark=None):
+    "Rows (n t) and which of their tokens count (n t); `mark` is the BOS that skip='bos' leaves out."
+    rows = _token_rows(rows)
+    if isinstance(skip, str): skip = rows == one_of(skip, 'skip', ('bos',)) if mark is None else rows == mark
+    skip = torch.as_tensor(skip)
+    if not skip.ndim: whole_number(skip, 'skip', 0)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"expected rows of token ids (n t), got shape {tuple(rows.shape)}")
+    if len(rows) < 2*resampling.together or len(rows) % resampling.together:
+        raise ValueError(
+            f"intervals need at least two rows, or groups of {resampling.together} rows with none left "
+            f"over, got {len(rows)}")
+    if skip.ndim and skip.shape != rows.shape:
+        raise ValueError(
+            f"skip marks tokens of shape {tuple(skip.shape)}, but the rows have shape {tuple(rows.shape)}")
     keep = ~skip.bool() if skip.ndim else (torch.arange(rows.shape[1]) >= skip).expand(rows.shape)
-    if not _predicted(keep).any(): raise ValueError(f"with {'this mask' if skip.ndim else f'skip = {skip}'}, no next token is left to predict in rows of {rows.shape[1]} tokens")
+    if not _predicted(keep).any():
+        raise ValueError(
+            f"with {'this mask' if skip.ndim else f'skip = {skip}'}, no next token is left to predict in "
+            f"rows of {rows.shape[1]} tokens")
     return rows.long(), keep.to(rows.device)
 
-def _means(model, rows, keep, sites, batch):
-    "`Site` -> mean (d) over the kept tokens."
-    total = defaultdict(int)
-    for part in torch.arange(len(rows)).split(batch):
-        for site,v in harvest(model, rows[part].to(_device(model)), sites).items(): total[site] = total[site] + v[keep[part].to(v.device)].double().sum(0)
-    return {s: v/keep.sum().item() for s,v in total.items()}
+class _Ordinary(NamedTuple):
+    "All activations of a site but the longest hundredth."
+    limit:float   # Length of the longest
+    centre:Tensor # (d) their mean
 
-def _batch(model, tokens, keep, part, tallies, ends, means):
+def _centres(model, rows, keep, sites, batch):
+    "`Site` -> mean (d) over the kept tokens, and `Site` -> `_Ordinary`."
+    total, longest, n = defaultdict(int), defaultdict(list), int(keep.sum())
+    beyond = n - max(1, int(.99*n))
+    for part in torch.arange(len(rows)).split(batch):
+        for site,v in harvest(model, rows[part].to(_device(model)), sites).items():
+            v = v[keep[part].to(v.device)].double()
+            total[site] = total[site] + v.sum(0)
+            longest[site] = _longest(torch.cat([*longest[site], v]), beyond + 1)
+    return {s: v/n for s,v in total.items()}, {s: _without(total[s], n, o[0]) for s,o in longest.items()}
+
+def _without(total, n, longest):
+    "`_Ordinary` from the sum of `n` vectors and the longest of them, of which the first is still ordinary."
+    limit = longest[0].norm().item()*(1 + 1e-6)   # the next run may round otherwise
+    left = longest[longest.norm(dim=-1) > limit]
+    return _Ordinary(limit, (total - left.sum(0))/(n - len(left)))
+
+def _longest(x, count):
+    "The `count` longest of rows `x`, the shortest of them first, as a list of one."
+    return [x[x.norm(dim=-1).topk(min(count, len(x))).indices.flip(0)]]
+
+def _batch(model, tokens, keep, part, tallies, ends, means, ordinary):
     "Add the rows `part` to every tally."
     sites = list(dict.fromkeys(o for pair in ends.values() for o in pair))
     starts = [Site('resid', s.layer) for s in sites if s.layer is not None and isinstance(model, Mamba)]
@@ -269,7 +374,7 @@ def _batch(model, tokens, keep, part, tallies, ends, means):
     ablated = {s: {k: losses(_constant(s, v)) for k,v in (('zero', means[s]*0), ('mean', means[s]))} for s in dict.fromkeys(o for _,o in ends.values())}
     for tally in tallies:
         site, out = ends[tally.name]
-        tally.add(seen[site].flatten(2)[keep], seen[out].flatten(2)[keep], part[keep.nonzero()[:, 0].cpu()], means[out])
+        tally.add(seen[site].flatten(2)[keep], seen[out].flatten(2)[keep], part[keep.nonzero()[:, 0].cpu()], means[out], ordinary[out])
         runs = ablated[out] | {k: losses(splice(tally.sae, site, error=k == 'error')) for k in ('sae', 'error')}
         for k,(ce,kl) in runs.items(): tally.put(part, **{f'ce_{k}': ce, f'kl_{k}': kl})
         tally.put(part, ce_clean=_losses(clean, clean, tokens, keep)[0], tokens=keep.sum(1), predictions=_predicted(keep).sum(1))
@@ -280,21 +385,28 @@ def evaluate_saes(
     saes:dict,     # Name -> `SAE`; each knows its site
     rows,          # (n t) token ids, or rows such as `Rows` gives, not trained on
     batch:int=8,   # Rows per forward
-    skip=1,        # Leading tokens of a row that are left out, as in training, or a mask (n t) of tokens to leave out
+    skip=1,        # Leading tokens of a row that are left out, as in training; 'bos' for every BOS; or a mask (n t) of tokens to leave out
     resampling:Resampling=Resampling(), # Of the rows
     progress:bool=False, # Show a progress bar?
 )->dict:           # Name -> `Metrics`; raises ValueError for an SAE that does not fit, or rows that leave nothing to measure
     "Judge several SAEs in one pass over the rows (after SAEBench core, Karvonen et al. 2025)."
     from tqdm.auto import tqdm
-    if not isinstance(saes, dict): raise ValueError(f"saes should be a dict from names to SAEs, got {type(saes).__name__}; for one SAE there is evaluate_sae")
-    rows, keep = _checked(rows, skip, resampling)
+    if not isinstance(saes, dict) or not saes:
+        raise ValueError(
+            f"saes should be a dict from names to SAEs, got {type(saes).__name__ if saes else 'none'}; for "
+            "one SAE there is evaluate_sae")
+    for k,o in saes.items():
+        if not isinstance(o, torch.nn.Module) or not hasattr(o, 'encode'):
+            raise ValueError(f"the SAE {k!r} is a {type(o).__name__}, expected an SAE")
+    whole_number(batch, 'batch')
+    rows, keep = _checked(rows, skip, resampling, bos_id(model.tokenizer) if isinstance(skip, str) else None)
     about = origin(model) | ({'model': model.called} if hasattr(model, 'called') else {})
     ends = {k: _ends(k, o, model, about) for k,o in saes.items()}
-    means = _means(model, rows, keep, list(dict.fromkeys(o for pair in ends.values() for o in pair)), batch)
+    means, ordinary = _centres(model, rows, keep, list(dict.fromkeys(o for pair in ends.values() for o in pair)), batch)
     for k,o in saes.items(): _check_width(k, o, ends[k], means)
     tallies = [_Tally(k, o, len(rows), o.d_out, resampling.together) for k,o in saes.items()]
     for part in tqdm(torch.arange(len(rows)).split(batch), disable=not progress, unit='batch'):
-        _batch(model, rows[part].to(_device(model)), keep[part].to(_device(model)), part, tallies, ends, means)
+        _batch(model, rows[part].to(_device(model)), keep[part].to(_device(model)), part, tallies, ends, means, ordinary)
     setup = dict(about, rows=len(rows)//resampling.together, tokens=keep.sum().item(), data=_digest(rows, keep), seed=resampling.seed, coverage=resampling.coverage, resamples=resampling.times, together=resampling.together)
     return {o.name: _metrics(o, ends[o.name], setup, resampling) for o in tallies}
 
@@ -330,7 +442,7 @@ def random_twin(
         for new,old in zip(ends(twin), ends(inner)): new.load_state_dict(old.state_dict())
     if not isinstance(model, Mamba): twin = Adapter(twin, model.tokenizer)
     else: twin.tokenizer = model.tokenizer
-    twin.called = f"{origin(model)['model']} with random weights (seed {seed})"
+    twin.called = f"{origin(model)['model']} with {'its own embedding and random blocks' if embeddings else 'random weights'} (seed {seed})"
     return twin
 
 def with_baseline(
@@ -339,11 +451,11 @@ def with_baseline(
     rows,      # (n t) token ids, not trained on
     seed:int=0, # Of the random weights
     **options, # As for `evaluate_saes`
-)->dict:       # Name -> 'trained', 'random weights' -> `Metrics`
-    "The same recipe on a model and on its random twin, judged on the same rows."
-    twin = random_twin(model, seed)
-    real, random = (evaluate_saes(o, train(o), rows, **options) for o in (model, twin))
-    return {k: {'trained': real[k], 'random weights': random[k]} for k in real}
+)->dict:       # Name -> 'trained', 'random weights', 'random blocks' -> `Metrics`
+    "The same recipe on a model and on its two random twins, one of which has its embedding, judged on the same rows."
+    models = {'trained': model, 'random weights': random_twin(model, seed), 'random blocks': random_twin(model, seed, embeddings=True)}
+    found = {who: evaluate_saes(o, train(o), rows, **options) for who,o in models.items()}
+    return {k: {who: o[k] for who,o in found.items()} for k in found['trained']}
 
 # %% ../nbs/16_sae_metrics.ipynb #9a72dd60
 def density_histogram(
@@ -352,7 +464,11 @@ def density_histogram(
     bins:int=12, # Number of bins
 )->tuple:     # (bins) middles in log10; (bins) share of all features; share that never fired
     "Firing rates on a logarithmic axis, dead features apart."
-    density = np.asarray(density)
+    density = np.asarray(density, float)
+    whole_number(tokens, 'tokens')
+    whole_number(bins, 'bins')
+    if density.ndim != 1 or not len(density) or not ((density >= 0) & (density <= 1)).all():
+        raise ValueError(f"density of shape {density.shape} should be shares from 0 to 1, one per feature")
     edges = np.linspace(-np.log10(tokens) - 1e-9, 1e-9, bins + 1)
     counts, _ = np.histogram(np.log10(density[density > 0]), edges)
     return (edges[1:] + edges[:-1])/2, counts/len(density), (density == 0).mean().item()

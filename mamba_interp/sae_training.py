@@ -6,14 +6,18 @@
 __all__ = ['KSchedule', 'SAERecipe', 'Planted', 'recovery', 'resample_', 'distributed', 'train_saes']
 
 # %% ../nbs/15_sae_training.ipynb #b38971d5
-import math, os, shutil, tempfile, warnings, zipfile
-from contextlib import contextmanager
+import math, os, warnings, zipfile
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch, torch.distributed as dist
 from torch import Tensor
+from .activations import origin
+from .checks import fields_of, one_of, real_number, same_run, whole_number
+from .files import inside, only_writer, writable, write_file
+from .sae import SAE, _same_model, hook_name
 from .sites import Site
-from .training import _write
+from .taps import Adapter
 
 # %% ../nbs/15_sae_training.ipynb #7c479f44
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class KSchedule:
     share:float=.5       # Share of the training tokens after which k is the final one, in (0, 1]
     shape:str='linear'   # 'linear' (equal steps) or 'exponential' (equal factors)
     def __post_init__(self):
-        if self.start<1 or not 0<self.share<=1 or self.shape not in ('linear','exponential'): raise ValueError(f"{self}: start should be at least 1, share in (0, 1], shape 'linear' or 'exponential'")
+        whole_number(self.start, 'start of KSchedule')
+        real_number(self.share, 'share of KSchedule', above=0, high=1)
+        one_of(self.shape, 'shape of KSchedule', ('linear','exponential'))
     def __call__(self,
         end:int,     # Final k
         along:float, # Share of the training tokens already seen, from 0 to 1
@@ -53,9 +59,32 @@ class SAERecipe:
     length:float=None        # Mean length of the activations while they are learnt from; None: √d; 0: as they come
     precision:str='float32'  # Of the matrix products: 'float32', or outside the top-k family 'bfloat16' (autocast)
     seed:int=0               # Of resampling
+    longest:float=None       # Activations that are longer than so many times the median length of the first batch are left out; None: none are
     def __post_init__(self):
-        if self.tokens<1 or min(self.warmup,self.decay,self.l1_warmup)<0 or self.warmup+self.decay>1 or (self.length or 0)<0: raise ValueError(f'{self}: tokens should be positive, length not negative, and warmup, decay and l1_warmup shares, the first two at most 1 together')
-        if self.precision not in ('float32','bfloat16'): raise ValueError(f"precision is {self.precision!r}, but it should be 'float32' or 'bfloat16'")
+        for name in ('tokens','dead_after','resample'): self._whole(name)
+        for name in ('warmup','decay','l1_warmup'): real_number(getattr(self, name), f'{name} of SAERecipe', low=0, high=1)
+        if self.warmup+self.decay>1:
+            raise ValueError(
+                f'warmup and decay of SAERecipe are {self.warmup} and {self.decay}, expected shares of at '
+                'most 1 together')
+        for name,limits in dict(lr=dict(above=0), length=dict(low=0), longest=dict(low=1)).items():
+            if getattr(self, name) is not None: real_number(getattr(self, name), f'{name} of SAERecipe', **limits)
+        if self.clip!=math.inf: real_number(self.clip, 'clip of SAERecipe', above=0)
+        real_number(self.aux, 'aux of SAERecipe', low=0)
+        whole_number(self.seed, 'seed of SAERecipe', 0)
+        one_of(self.start, 'start of SAERecipe', (True,False))
+        one_of(self.precision, 'precision of SAERecipe', ('float32','bfloat16'))
+        if not isinstance(self.schedule, (KSchedule, type(None))):
+            raise ValueError(f'schedule of SAERecipe is {self.schedule!r}, expected a KSchedule or None')
+        if not isinstance(self.betas, (tuple,list)) or len(self.betas)!=2:
+            raise ValueError(f'betas of SAERecipe are {self.betas!r}, expected two numbers from 0 to below 1')
+        for o in self.betas: real_number(o, 'betas of SAERecipe', low=0, below=1)
+    def _whole(self, name):
+        "A number of tokens as an int, which 1e6 is not yet."
+        value = getattr(self, name)
+        if value is None and name!='tokens': return
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
+        object.__setattr__(self, name, whole_number(value, f'{name} of SAERecipe'))
     def rate(self,
         d_sae:int,   # Number of latents
         along:float, # Share of training, from 0 to 1
@@ -80,7 +109,10 @@ class Planted:
         seed:int=0,       # Of directions and batches
         site='0.resid',   # The site that batches claim to come from
     ):
-        self.active,self.noise,self.batch,self.seed,self.at = active,noise,batch,seed,0
+        for name,value in dict(n=n, width=width, batch=batch).items(): whole_number(value, f'{name} of Planted')
+        self.active = real_number(active, 'active of Planted', above=0, high=n)
+        self.noise = real_number(noise, 'noise of Planted', low=0)
+        self.batch,self.seed,self.at = batch,whole_number(seed, 'seed of Planted', 0),0
         self.site = Site.parse(site)
         self.widths = {self.site: width}
         self.directions = torch.nn.functional.normalize(torch.randn(n, width, generator=self._draw(0)), dim=-1)
@@ -94,13 +126,17 @@ class Planted:
             self.at += 1
             yield {self.site: x+self.noise*torch.randn(x.shape, generator=g)}
     def state_dict(self)->dict:
-        "The number of batches given."
-        return dict(at=self.at)
+        "The number of batches given, and of which stream."
+        return dict(at=self.at, settings=self._settings)
+    @property
+    def _settings(self): return dict(n=len(self.directions), width=self.directions.shape[1], active=self.active, noise=self.noise, batch=self.batch, seed=self.seed)
     def load_state_dict(self,
-        state:dict # From `state_dict`
+        state:dict # From `state_dict`; raises ValueError if it is of another stream
     ):
         "Go on after that many batches."
-        self.at = state['at']
+        at = whole_number(fields_of(state, 'the position of Planted', dict(at=int))['at'], 'at of Planted', 0)
+        if 'settings' in state: same_run(state['settings'], self._settings, 'this position', 'Planted stream')
+        self.at = at
 
 def recovery(
     sae,               # An `SAE`
@@ -167,7 +203,8 @@ def _average(shared, stats, fired, share):
     "Means over all processes, each with its `share`: of the tensors `shared` (in place) and of `stats`; and what fired in any. One buffer carries them."
     if _ranks()[1]==1: return stats, fired
     pieces = [*shared, stats, fired]
-    flat = torch.cat([o.flatten().to(shared[0].dtype) for o in pieces]).mul_(share)
+    wide = torch.promote_types(shared[0].dtype, torch.float32)   # a running threshold does not fit half precision
+    flat = torch.cat([o.flatten().to(wide) for o in pieces]).mul_(share)
     dist.all_reduce(flat)
     parts = flat.split([o.numel() for o in pieces])
     for o,new in zip(shared, parts): o.copy_(new.view_as(o))
@@ -179,39 +216,76 @@ def _scale(x, length):
     mean = x.double().norm(dim=-1).mean().item()
     return (x.shape[-1]**.5 if length is None else length)/mean if mean else 1.
 
-_STATS = ('loss','mse','fvu','l0','sparsity','aux','dead')
+def _held_by_longest(x, part=.01):
+    "The share of the variance of rows `x` (b d) that the longest `part` of them hold."
+    square = (x-x.mean(0)).double().square().sum(-1)
+    longest = x.norm(dim=-1).topk(max(1, math.ceil(part*len(x)))).indices
+    return (square[longest].sum()/square.sum().clamp_min(1e-300)).item()
+
+_STATS = ('loss','mse','fvu','l0','sparsity','aux','fvu_ordinary','dead')
 
 class _Learner:
     "One SAE with its optimiser, how long each latent has been silent, and the sums of what was measured since the last record."
     def __init__(self, name, sae, recipe):
+        if not isinstance(sae, SAE):
+            raise ValueError(f"SAE {name!r} is a {type(sae).__name__}, expected an SAE")
+        if not callable(getattr(recipe, 'patience', None)):
+            raise ValueError(f"the recipe of SAE {name!r} is {recipe!r}, expected an SAERecipe")
+        if sae.normalise:
+            raise ValueError(
+                f"SAE {name!r} normalises each activation ({sae.normalise}), which is for reading SAEs of "
+                "others: it is not trained here")
         self.name,self.sae,self.recipe = name,sae.train().requires_grad_(),recipe
-        if sae.site is None: raise ValueError(f"SAE {name!r} has no site: make it with SAE(…, site='3.resid')")
+        if sae.site is None:
+            raise ValueError(f"SAE {name!r} has no site: make it with SAE(…, site='3.resid')")
         self.site,self.out = Site.parse(sae.site), Site.parse(sae.out_site or sae.site)
         self.k = getattr(sae.activation, 'k', None)
-        if recipe.schedule and (self.k is None or recipe.schedule.start>sae.d_sae): raise ValueError(f'SAE {name!r}: {recipe.schedule} needs an activation with a k and at least {recipe.schedule.start} latents, not {sae.activation} and {sae.d_sae}')
-        if recipe.precision=='bfloat16' and sae.sparse: raise ValueError(f'SAE {name!r}: {sae.activation} adds up single rows, which are not rounded: train it in float32; bfloat16 is for L1, Gated and JumpReLU')
+        if recipe.schedule and (self.k is None or recipe.schedule.start>sae.d_sae):
+            raise ValueError(
+                f'SAE {name!r}: {recipe.schedule} needs an activation with a k and at least '
+                f'{recipe.schedule.start} latents, not {sae.activation} and {sae.d_sae}')
+        if recipe.precision=='bfloat16' and sae.sparse:
+            raise ValueError(
+                f'SAE {name!r}: {sae.activation} adds up single rows, which are not rounded: train it in '
+                'float32; bfloat16 is for L1, Gated and JumpReLU')
         self.optimiser = torch.optim.Adam(sae.parameters(), betas=recipe.betas, eps=6.25e-10, fused=True)   # eps: Gao et al. 2024
         self.silent = torch.zeros(sae.d_sae, dtype=torch.long, device=sae.W_dec.device)
         self.sums,self.steps = [0.]*len(_STATS),0
         self.scale = (1., 1.)   # of what it reads and writes
-    def state(self): return dict(sae=self.sae.state_dict(), optimiser=self.optimiser.state_dict(), silent=self.silent, scale=self.scale)
+        self.limit = math.inf   # length of the longest activation that it learns from
+    def state(self): return dict(sae=self.sae.state_dict(), optimiser=self.optimiser.state_dict(), silent=self.silent, scale=self.scale, limit=self.limit)
     def load(self, state):
-        self.scale = tuple(state['scale'])
+        read,write = state['scale']
+        self.scale = real_number(read, 'scale', above=0),real_number(write, 'scale', above=0)
+        self.limit = float(state.get('limit', math.inf))
         self.sae.load_state_dict(state['sae'])
         self.optimiser.load_state_dict(state['optimiser'])
         self.silent.copy_(state['silent'])
     def key(self):
         "What has to agree with a checkpoint, as `{name: value}`."
         o = self.sae
-        return {f'{self.name}.{k}': v for k,v in asdict(self.recipe).items()} | {f'{self.name}.SAE': f'{o.d_in} → {o.d_sae} → {o.d_out}, {o.activation}, {self.site} → {self.out}, {o.W_dec.dtype}'}
+        about = {f'{self.name}.SAE': f'{o.d_in} → {o.d_sae} → {o.d_out}, {o.activation}, {self.site} → {self.out}, {o.W_dec.dtype}', f'{self.name}.model': o.meta.get('fingerprint')}
+        return {f'{self.name}.{k}': v for k,v in asdict(self.recipe).items()} | about
     def rows(self, batch):
-        "Inputs and targets (None: the inputs) on the SAE's device, scaled."
-        x,target = (batch[o].to(self.sae.W_dec)*s for o,s in zip((self.site, self.out), self.scale))
+        "Inputs and targets (None: the inputs) on the SAE's device, scaled; without those that are too long."
+        x,target = (batch[o].to(self.sae.W_dec) for o in (self.site, self.out))
+        if self.limit<math.inf:
+            keep = ~(x.norm(dim=-1)>self.limit)
+            x,target = x[keep],target[keep]
+            if not len(x):
+                raise ValueError(
+                    f'SAE {self.name!r}: all {len(keep)} activations of a batch at {self.site} are longer '
+                    f'than {self.limit:.3g}, {self.recipe.longest:g} times the median of the first batch: '
+                    'nothing is left to learn from')
+        x,target = x*self.scale[0],target*self.scale[1]
         return x, None if self.out==self.site else target
     def begin(self, batch):
-        "Find the scale and start at the geometric median, with the same weights in every process."
+        "Find the limit and the scale and start at the geometric median, with the same weights in every process."
         x,target = self.rows(batch)
         if not all(o is None or o.isfinite().all() for o in (x, target)): raise FloatingPointError(self.trouble(x, target, None, None))
+        if self.recipe.longest is not None: self.limit = self.recipe.longest*_whole(x).norm(dim=-1).median().item()
+        elif (share := _held_by_longest(_whole(x)))>.5 and not _ranks()[0]: warnings.warn(f'1 % of the activations at {self.site} hold {share:.0%} of the variance: what SAE {self.name!r} learns, and its fvu, are of these; fvu_ordinary leaves them out, and SAERecipe(longest=10) does not learn from them')
+        x,target = self.rows(batch)
         if self.recipe.length!=0:
             self.scale = tuple(_scale(_whole(o), self.recipe.length) for o in (x, x if target is None else target))
             if not self.recipe.start: self.sae.rescale_(*(1/o for o in self.scale))
@@ -230,7 +304,8 @@ class _Learner:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=r.precision=='bfloat16'): loss = sae.loss(x, target, dead=dead, k=self.now, aux=r.aux, penalty=min(1., along/max(r.l1_warmup, 1e-9)))
         loss.total.backward()
         shared = [p.grad for p in sae.parameters() if p.grad is not None]+[*sae.buffers()]
-        stats,fired = _average(shared, torch.stack([loss.total.detach(), *loss[1:-1]]), loss.fired, len(x)/n)
+        learnt = n if self.limit==math.inf else _total(len(x), x.device)
+        stats,fired = _average(shared, torch.stack([loss.total.detach(), *loss[1:-1]]), loss.fired, len(x)/learnt)
         sae.project_gradient_()
         norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), r.clip)
         *stats,norm = torch.cat([stats, dead.float().mean()[None], norm[None]]).tolist()
@@ -263,18 +338,9 @@ class _Learner:
     def finish(self, folder, tokens):
         "Note what it learned from, and save it."
         self.sae.eval().requires_grad_(False).meta.update(tokens=tokens, recipe=asdict(self.recipe))
-        if folder and not _ranks()[0]: self.sae.save(folder/self.name)
+        if folder and not _ranks()[0]: self.sae.save(inside(folder, self.name))
 
 # %% ../nbs/15_sae_training.ipynb #7e0a38f7
-def _check_folder(folder, need):
-    "Make `folder`; raises OSError, before any work is done, if it cannot be written or its disk holds less than `need` bytes."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder): pass
-    except OSError as e: raise OSError(f'checkpoints cannot be written to {folder}: {e.strerror}; choose another folder') from e
-    free = shutil.disk_usage(folder).free+sum(o.stat().st_size for o in folder.glob('checkpoint*.pt*'))
-    if free<need: raise OSError(f'{folder} has room for {free/1e9:.3g} GB, but two checkpoints of these autoencoders take {need/1e9:.3g} GB: make room or choose another folder')
-
 def _read(file):
     "A checkpoint whose checksums hold, or None."
     try:
@@ -288,26 +354,37 @@ class _Store:
         self.learners = learners
         self.key = {k: v for o in learners for k,v in o.key().items()} | dict(processes=_ranks()[1])
         self.files = [folder/'checkpoint.pt', folder/'checkpoint-before.pt']
+        for o in folder.glob('.checkpoint*.new') if not _ranks()[0] else (): o.unlink()   # begun by one that was killed
         size = sum(p.numel()*p.element_size() for o in learners for p in o.sae.parameters())
-        _check_folder(folder, 7*size)   # twice weights and two moments, and the saved SAEs
+        writable(folder, 7*size, own='checkpoint*.pt*')   # twice weights and two moments, and the saved SAEs
     def newest(self):
         "The newest whole checkpoint, or None; warns of one that is damaged, raises ValueError if none is whole."
         there = [o for o in self.files if o.exists()]
         found = next(((o, saved) for o in there if (saved := _read(o))), None)
-        if there and not found: raise ValueError(f'{there[0]} is damaged, and no whole checkpoint is beside it: delete it to start again')
+        if there and not found:
+            raise ValueError(
+                f'{there[0]} is damaged, and no whole checkpoint is beside it: delete it to start again')
         if _ranks()[1]>1: dist.barrier()
         if there and found[0]!=there[0]:
-            warnings.warn(f'{there[0]} is damaged: going on from the checkpoint before, at step {found[1]["step"]}')
+            warnings.warn(f'{there[0]} is damaged: going on from the checkpoint before, {found[0].name}')
             if not _ranks()[0]: os.replace(there[0], there[0].with_suffix('.damaged'))
         return found and found[1]
     def load(self, source):
         "Step, tokens and history to go on with, everything put back; `(0, 0, [])` if there is no checkpoint."
-        if not (saved := self.newest()): return 0, 0, []
-        if bad := [k for k in saved['key'].keys()|self.key.keys() if saved['key'].get(k)!=self.key.get(k)]:
-            raise ValueError(f"{self.files[0]} was made with {({k: saved['key'].get(k) for k in sorted(bad)})}, not {({k: self.key.get(k) for k in sorted(bad)})}: use another folder, or the same recipe")
-        for o,state in zip(self.learners, saved['learners']): o.load(state)
-        source.load_state_dict(saved['sources'][_ranks()[0]])
-        return saved['step'], saved['tokens'], saved['history']
+        if (saved := self.newest()) is None: return 0, 0, []
+        name = str(self.files[0])
+        fields_of(saved, name, dict(step=int, tokens=int, history=list, key=dict, learners=list, sources=list))
+        unsaid = {k: v for k,v in self.key.items() if v is None or k.endswith('.model')}   # what an older checkpoint does not say, and does not need to
+        same_run(unsaid|saved['key'], self.key, name, 'training')
+        step,tokens = (whole_number(saved[k], f'{name}: {k!r}', 0) for k in ('step','tokens'))
+        if (len(saved['learners']),len(saved['sources']))!=(len(self.learners),self.key['processes']):
+            raise ValueError(
+                f"{name} is damaged: it holds {len(saved['learners'])} autoencoders and "
+                f"{len(saved['sources'])} positions, expected {len(self.learners)} and "
+                f"{self.key['processes']}")
+        for o,state in zip(self.learners, saved['learners']): _put_back(o.load, state, f'{name}: the state of SAE {o.name!r}')
+        _put_back(source.load_state_dict, saved['sources'][_ranks()[0]], f"{name}: the source's position")
+        return step, tokens, saved['history']
     def save(self, step, tokens, history, source):
         rank,world = _ranks()
         sources = [None]*world
@@ -315,17 +392,30 @@ class _Store:
         else: sources = [source.state_dict()]
         if rank: return
         if self.files[0].exists(): os.replace(*self.files)
-        _write(dict(step=step, tokens=tokens, history=history, key=self.key, learners=[o.state() for o in self.learners], sources=sources), self.files[0])
+        state = dict(step=step, tokens=tokens, history=history, key=self.key, learners=[o.state() for o in self.learners], sources=sources)
+        write_file(self.files[0], lambda f: torch.save(state, f))
+
+def _put_back(load, state, what):
+    "Call `load(state)`; ValueError if the state is not what it takes."
+    try: load(state)
+    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as e:
+        raise ValueError(
+            f'{what} does not fit what is trained here ({type(e).__name__}: '
+            f'{str(e).splitlines()[-1].strip()[:120]}): use another folder') from e
 
 # %% ../nbs/15_sae_training.ipynb #75fa9b8c
 @contextmanager
 def _logger(log, folder, tokens, config):
     "A function of named numbers and the tokens seen."
-    if log not in ('tensorboard','wandb',None): raise ValueError(f"log is {log!r}, but it should be 'tensorboard', 'wandb' or None")
+    if log not in ('tensorboard','wandb',None):
+        raise ValueError(f"log is {log!r}, but it should be 'tensorboard', 'wandb' or None")
     if _ranks()[0] or log is None or (log=='tensorboard' and folder is None): yield lambda scalars, at: None
     elif log=='wandb':
         try: import wandb
-        except ImportError as e: raise ImportError("log='wandb' needs Weights & Biases, which is not installed: pip install wandb, or log='tensorboard'") from e
+        except ImportError as e:
+            raise ImportError(
+                "log='wandb' needs Weights & Biases, which is not installed: pip install wandb, or "
+                "log='tensorboard'") from e
         with wandb.init(dir=folder, config=config) as run: yield lambda scalars, at: run.log(scalars | dict(tokens=at))
     else:
         from torch.utils.tensorboard import SummaryWriter
@@ -343,15 +433,34 @@ def _passes(source):
     empty = 0
     while empty<2:
         empty += 1
-        for batch in source: empty = 0; yield {Site.parse(k): v for k,v in batch.items()}
+        for batch in source: empty = 0; yield _batch(batch)
+
+def _batch(batch):
+    "A batch with its sites parsed; ValueError for what is none."
+    if not isinstance(batch, dict) or not batch:
+        raise ValueError(
+            f"the source gives {'an empty dict' if batch=={} else f'a {type(batch).__name__}'}, expected "
+            f"batches {{Site: (b d)}}")
+    found = {Site.parse(k): v for k,v in batch.items()}
+    bad = next((f'{k} as a {type(v).__name__}'+(f' of shape {tuple(v.shape)}' if isinstance(v, Tensor) else '') for k,v in found.items() if not isinstance(v, Tensor) or v.ndim!=2 or not v.is_floating_point()), None)
+    if bad: raise ValueError(f'the source gives {bad}, expected rows of floats (b d)')
+    if len(lengths := {len(v) for v in found.values()})>1:
+        raise ValueError(
+            f'the source gives batches whose sites have {sorted(lengths)} rows, expected as many at each')
+    return found
 
 def _fits(learners, widths):
     "Raises ValueError unless `widths`, `{Site: d}`, has what each SAE reads and writes."
     widths = {Site.parse(k): v for k,v in widths.items()}
     for o in learners:
         for site,d in ((o.site, o.sae.d_in), (o.out, o.sae.d_out)):
-            if site not in widths: raise ValueError(f'SAE {o.name!r} needs {site}, but the source gives {", ".join(map(str, widths))}')
-            if widths[site]!=d: raise ValueError(f'SAE {o.name!r} is made for width {d}, but activations at {site} have width {widths[site]}')
+            if site not in widths:
+                raise ValueError(
+                    f'SAE {o.name!r} needs {site}, but the source gives {", ".join(map(str, widths))}')
+            if widths[site]!=d:
+                raise ValueError(
+                    f'SAE {o.name!r} is made for width {d}, but activations at {site} have width '
+                    f'{widths[site]}')
 
 def _begin(learners, batch):
     "Fit the SAEs to the first batch."
@@ -360,14 +469,33 @@ def _begin(learners, batch):
 
 def _learners(saes, recipe, source, folder):
     "The SAEs with their recipes; raises ValueError for what can be seen to be wrong before the first batch."
-    if not isinstance(saes, dict) or not saes: raise ValueError(f"saes should be a dict from names to SAEs, such as {{'a': SAE(…)}}, got {saes!r}")
+    if not isinstance(saes, dict) or not saes:
+        raise ValueError(f"saes should be a dict from names to SAEs, such as {{'a': SAE(…)}}, got {saes!r}")
+    for k in saes: inside(folder or 'the folder', k) if isinstance(k, str) else one_of(k, 'name of an SAE', ['any text'])
     recipes = recipe if isinstance(recipe, dict) else dict.fromkeys(saes, recipe)
-    if set(recipes)!=set(saes): raise ValueError(f'recipes are given for {sorted(recipes)}, but the SAEs are {sorted(saes)}')
-    if len({o.tokens for o in recipes.values()})>1: raise ValueError(f'SAEs on one stream read the same tokens, but the recipes say {sorted({o.tokens for o in recipes.values()})}')
-    if folder and not hasattr(source, 'load_state_dict'): raise ValueError(f'checkpoints need a source with state_dict and load_state_dict, such as `Harvest`; {type(source).__name__} has none: use folder=None')
+    if set(recipes)!=set(saes):
+        raise ValueError(
+            f'recipes are given for {sorted(map(str, recipes))}, but the SAEs are {sorted(saes)}')
+    if len({getattr(o, 'tokens', None) for o in recipes.values()})>1:
+        raise ValueError(
+            'SAEs on one stream read the same tokens, but the recipes say '
+            f'{sorted({o.tokens for o in recipes.values()})}')
+    if folder and not hasattr(source, 'load_state_dict'):
+        raise ValueError(
+            'checkpoints need a source with state_dict and load_state_dict, such as `Harvest`; '
+            f'{type(source).__name__} has none: use folder=None')
     learners = [_Learner(k, v, recipes[k]) for k,v in saes.items()]
     if hasattr(source, 'widths'): _fits(learners, source.widths)
+    if hasattr(source, 'model'): _of(learners, source.model)
     return learners
+
+def _of(learners, model):
+    "Note in each SAE whose activations it learns; ValueError if it says that it is another model's."
+    about = origin(model)
+    for o in learners:
+        _same_model(o.sae, f'SAE {o.name!r}', about)
+        o.sae.meta = about|o.sae.meta
+        if isinstance(model, Adapter): o.sae.meta.setdefault('hook', hook_name(o.site, model) or str(o.site))
 
 def train_saes(
     saes:dict,         # Name -> `SAE`, each of which knows its site; trained in place
@@ -379,9 +507,16 @@ def train_saes(
     progress:bool=True, # Show a progress bar?
 )->list:               # Dicts: step, tokens, sae, and means since the last record; one per SAE and record
     "Train many SAEs on one stream, resuming if `folder` has a checkpoint; raises FloatingPointError at activations or a loss that are not finite."
-    from tqdm.auto import tqdm
+    whole_number(every, 'every')
     folder = None if folder is None else Path(folder)
     learners = _learners(saes, recipe, source, folder)
+    first = folder is not None and not _ranks()[0]
+    with only_writer(writable(folder)) if first else nullcontext():
+        return _trained(learners, source, folder, every, log, progress)
+
+def _trained(learners, source, folder, every, log, progress):
+    "The history of a training that nobody else is at."
+    from tqdm.auto import tqdm
     store = folder and _Store(folder, learners)
     goal = learners[0].recipe.tokens
     step,seen,history = store.load(source) if store else (0, 0, [])

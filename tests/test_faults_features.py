@@ -1,0 +1,328 @@
+"Profiles, cards, exports and circuits of features: what is not theirs is refused in one sentence, and nothing that is there is lost."
+import copy, errno, gzip, json, os, re, subprocess, sys
+
+import pytest, torch
+from mamba_interp import features
+from mamba_interp.activations import Rows
+from mamba_interp.copy_features import copy_features, repeats
+from mamba_interp.explorer import Explorer, browse, read, sample_rows
+from mamba_interp.feature_circuits import FeatureScores, Node, feature_scores, in_order, rank
+from mamba_interp.features import Profile, card, clamp, neuronpedia, profile, text_tokens, token_words
+from mamba_interp.files import only_writer
+from mamba_interp.ioi_features import first_reach, verdict
+from mamba_interp.model import Mamba
+from mamba_interp.sae import SAE, BatchTopK, JumpReLU, TopK
+from mamba_interp.sites import Site
+from mamba_interp.tasks import encode
+
+SITE = '1.block_out'
+SENTENCE = re.compile(r'[^\n]{20,700}')
+
+def sae_of(seed=0, kind=TopK(4), width=64, **options):
+    sae = SAE(24, width, kind, site=SITE, seed=seed, **options).requires_grad_(False)
+    sae.W_enc.mul_(5)
+    return sae
+
+@pytest.fixture(scope='module')
+def model(): return Mamba.tiny(0)
+@pytest.fixture(scope='module')
+def house(): return Mamba.load('house')
+@pytest.fixture(scope='module')
+def rows(): return torch.randint(0, 61, (20, 12), generator=torch.Generator().manual_seed(0))
+@pytest.fixture(scope='module')
+def found(model, rows): return profile(model, sae_of(), rows, top=3, window=(2, 2), progress=False)
+
+def refused(says, call, *args, kind=ValueError, **options):
+    "One sentence that says `says`."
+    with pytest.raises(kind) as e: call(*args, **options)
+    said = str(e.value)
+    assert says in said and SENTENCE.fullmatch(said), said
+    return said
+
+# an SAE and its profile
+
+@pytest.mark.parametrize('other', [sae_of(1), sae_of(kind=TopK(5)), sae_of(kind=JumpReLU(.1)), copy.deepcopy(sae_of()).double()*1 if False else sae_of(2, width=32)], ids='seed k kind width'.split())
+def test_a_profile_of_another_sae_is_refused(model, found, other, tmp_path):
+    "01_profile_of_another_sae: card and export say so, naming both; so does the profile itself."
+    for call in (lambda: card(model, other, found, 1), lambda: neuronpedia(model, other, found, tmp_path), lambda: found.belongs(model, other)):
+        refused('this profile ', call)
+    assert not list(tmp_path.iterdir())
+
+def test_one_changed_weight_is_another_sae(model, found):
+    "01_profile_of_another_sae: the smallest change, and the threshold that training moves."
+    other = sae_of()
+    other.W_dec[3, 5] += 1e-6
+    refused('this profile was made with', card, model, other, found, 1)
+    moving = sae_of(kind=BatchTopK(4))
+    moving.running.fill_(.5)
+    of_moving = profile(model, moving, torch.zeros(1, 12, dtype=torch.long), top=1, progress=False)
+    moving.running.fill_(.6)
+    refused('above 0.5', card, model, moving, of_moving, 0)
+
+def test_a_profile_of_another_model_is_refused(found, tmp_path):
+    "01_profile_of_another_sae: the same SAE, read by a model with other weights."
+    other = Mamba.tiny(1)
+    refused('of the model', card, other, sae_of(), found, 1)
+    refused('of the model', neuronpedia, other, sae_of(), found, tmp_path)
+    found.save(tmp_path)
+    refused('is a profile of', Profile.load, tmp_path, other)
+
+def test_the_explorer_takes_no_profile_of_another_sae(house, tmp_path):
+    "01_profile_of_another_sae: a folder of profiles that holds another SAE's."
+    sae, other = SAE.load('house/3.block_out'), SAE(192, 3072, TopK(32), site='3.block_out', seed=3).requires_grad_(False)
+    ids = sample_rows(house, 2, 24)
+    profile(house, other, ids, top=2, progress=False).save(tmp_path/'3.block_out')
+    app = Explorer(house, saes={'3.block_out': sae}, profiles=tmp_path)
+    assert 'this profile was made with' in app.message.value and app.sae is None
+    profile(house, sae, ids, top=2, progress=False).save(tmp_path/'3.block_out')
+    assert Explorer(house, saes={'3.block_out': sae}, profiles=tmp_path).sae is sae
+
+# a folder and its pass
+
+def test_a_folder_goes_on_only_with_its_own_pass(model, rows, tmp_path):
+    "reliability 1: other settings, text, SAE or model are named, both of each."
+    run = lambda m=model, s=sae_of(), r=rows, **o: profile(m, s, r, **(dict(top=3, window=(2, 2), progress=False, folder=tmp_path) | o))
+    first = run(tokens=60, batch=4)
+    before = (tmp_path/'profile.safetensors').read_bytes()
+    for says,options in (('seed 0 there, 1 here', dict(seed=1)), ('batch 4 there, 8 here', dict(batch=8)), ('window [2, 2] there', dict(window=(3, 2))), ('skip 1 there, 2 here', dict(skip=2)),
+                         ('text digest', dict(r=(rows + 1) % 61)), ('sae ', dict(s=sae_of(1))), ('fingerprint', dict(m=Mamba.tiny(1)))):
+        said = refused('belongs to another pass', lambda: run(**dict(batch=4) | options))
+        assert says in said and str(tmp_path) in said, said
+    assert (tmp_path/'profile.safetensors').read_bytes() == before
+    whole, alone = run(batch=4), profile(model, sae_of(), rows, top=3, window=(2, 2), progress=False, batch=4)
+    assert first.tokens < whole.tokens == alone.tokens and all(torch.equal(v, alone.tensors[k]) for k,v in whole.tensors.items())
+
+def test_another_text_file_is_another_pass(house, tmp_path):
+    "reliability 1: two files of text, of the same length."
+    for name,word in (('a', 'dog'), ('b', 'cat')): (tmp_path/f'{name}.txt').write_text(f'The old {word} came back to the hill. '*200)
+    stream = lambda name: Rows(tmp_path/f'{name}.txt', house.tokenizer, 32)
+    run = lambda name, n: profile(house, SAE(192, 32, TopK(4), site='1.block_out'), stream(name), top=1, tokens=n, batch=4, folder=tmp_path/'p', progress=False)
+    run('a', 100)
+    refused('a', run, 'b', 200)
+
+def test_two_processes_on_one_folder(model, rows, tmp_path):
+    "reliability 1: the second is told, and takes nothing from the first."
+    with only_writer(tmp_path): refused('is being written by another process', profile, model, sae_of(), rows, top=1, folder=tmp_path, progress=False, kind=BlockingIOError)
+    assert profile(model, sae_of(), rows, top=1, folder=tmp_path, progress=False).tokens
+
+@pytest.mark.parametrize('what', ('full', 'nearly full', 'file', 'read-only'))
+def test_a_folder_that_cannot_be_written_is_told_before_work(model, rows, tmp_path, monkeypatch, what):
+    "disk_full: nothing is read before the sentence."
+    monkeypatch.setattr(features, 'features_along', lambda *o: pytest.fail('work was done'))
+    folder = tmp_path/'out'
+    if what == 'nearly full': monkeypatch.setattr('shutil.disk_usage', lambda o: os.terminal_size((0, 0)) and type('', (), dict(free=100))())
+    elif what == 'file': folder.write_text('')
+    else:
+        number = errno.ENOSPC if what == 'full' else errno.EROFS
+        def fails(*args, **options): raise OSError(number, os.strerror(number))
+        monkeypatch.setattr('tempfile.TemporaryFile', fails)
+    refused(str(folder), profile, model, sae_of(), rows, top=1, folder=folder, progress=False, kind=OSError)
+
+def test_a_full_disk_leaves_the_older_profile_and_export(model, found, tmp_path, monkeypatch):
+    "disk_full: save and export over older ones, with no room for the new ones."
+    found.save(tmp_path/'p')
+    where = neuronpedia(model, sae_of(), found, tmp_path, batch=16)
+    before = {o: o.read_bytes() for o in tmp_path.rglob('*') if o.is_file()}
+    def full(descriptor): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    refused('profile.safetensors cannot be written', found.save, tmp_path/'p', kind=OSError)
+    refused('cannot be written', neuronpedia, model, sae_of(), found, tmp_path, batch=16, kind=OSError)
+    assert {o: o.read_bytes() for o in tmp_path.rglob('*') if o.is_file()} == before and where.is_dir()
+
+# what a profile reads
+
+BAD = dict(top=(0, -1, 1.5, 'all', True, None), window=((-1, 2), (1,), (1, 2, 3), (1.5, 2), 'ab', None, 3), tokens=(0, -1, 2.5, float('nan')), batch=(0, -1, .5, None), skip=(-1, 12, 99, .5, 'first', True), seed=(-1, 'a', None))
+@pytest.mark.parametrize('name,value', [(k, v) for k,many in BAD.items() for v in many], ids=str)
+def test_arguments_that_cannot_be_meant(model, rows, name, value):
+    "reliability 3, profile: no endless loop, nothing wrong accepted; the sentence names the argument."
+    refused(name, profile, model, sae_of(), rows, progress=False, **{name: value})
+
+@pytest.mark.parametrize('rows', (None, 'books.txt', [[1, 2], [3]], torch.zeros(2, 3), torch.zeros(0, 5, dtype=torch.long), torch.zeros(5, dtype=torch.long), torch.zeros(2, 2, dtype=torch.bool), [], object(), torch.full((2, 8), 61), torch.full((2, 8), -1)), ids=range(11))
+def test_rows_that_are_no_tokens(model, rows):
+    refused('', profile, model, sae_of(), rows, progress=False)
+
+def damaged(tensors, setup):
+    "Ways in which a file is no profile: name -> (tensors, setup)."
+    without = lambda o, k: {a: b for a,b in o.items() if a != k}
+    bent = lambda k, v: (dict(tensors) | {k: v}, setup)
+    told = lambda **o: (tensors, setup | o)
+    return dict(no_count=(without(tensors, 'count'), setup), no_pairs=(without(tensors, 'token.key'), setup), no_window=(tensors, without(setup, 'window')), no_sae=(tensors, without(setup, 'sae')), no_text=(tensors, without(setup, 'text')),
+        short=bent('total', tensors['total'][:5]), flat=bent('histogram', tensors['histogram'].flatten()), negative=bent('count', -tensors['count']), floats=bent('count', tensors['count'].double()),
+        infinite=bent('top.key', tensors['top.key'] + torch.inf), unsorted=bent('token.key', tensors['token.key'].flip(0)), far=bent('next.key', tensors['next.key'] + 10**9), other_window=told(window=[9, 9]),
+        backwards=told(window=[-1, 2]), what=told(what='circuit'), site=told(site='9'), numbers=told(site=3), vocabulary=told(vocabulary=0), more_vocabulary=told(vocabulary=62), top=told(top=0), done=told(done='yes'), tokens=told(tokens=-5), batch=told(batch=0),
+        a_list=(tensors, [1]), a_number=(tensors, 3), nothing=(tensors, None), text=(tensors, 'profile'), deep=(tensors, '[' * 10**5), length=told(text={}))
+
+@pytest.mark.parametrize('how', damaged({k: torch.ones(6) for k in ('count', 'total', 'histogram', 'top.key', 'token.key', 'next.key')}, {}))
+def test_a_file_that_is_no_profile(found, tmp_path, how):
+    "reliability 3, profile files: one sentence that names the file."
+    from safetensors.torch import save_file
+    tensors, setup = damaged(found.tensors, found.setup)[how]
+    said = setup if how == 'deep' else json.dumps(setup)
+    save_file({k: v.contiguous() for k,v in tensors.items()}, tmp_path/'profile.safetensors', metadata=dict(profile=said))
+    refused('profile.safetensors' if how not in ('site',) else '', Profile.load, tmp_path)
+
+@pytest.mark.parametrize('data', (b'', b'{', b'\x80\x04K\x01.', os.urandom(200), b'\xff'*16), ids='empty brace pickle noise header'.split())
+def test_a_file_of_other_bytes(tmp_path, data):
+    (tmp_path/'profile.safetensors').write_bytes(data)
+    refused('profile.safetensors', Profile.load, tmp_path)
+
+def test_a_folder_without_a_profile(tmp_path):
+    refused('holds no profile', Profile.load, tmp_path, kind=FileNotFoundError)
+    (tmp_path/'profile.safetensors').mkdir()
+    refused('holds no profile', Profile.load, tmp_path, kind=FileNotFoundError)
+
+# half precision
+
+@pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize('kind', (TopK(4), BatchTopK(4), JumpReLU(.01)), ids=str)
+def test_half_precision(model, rows, dtype, kind, tmp_path):
+    "11_bfloat16: the profile is that of the same weights in float32, to the precision of the type."
+    sae = sae_of(kind=kind).to(dtype)
+    half = profile(model, sae, rows, top=3, progress=False, folder=tmp_path)
+    same = profile(model, copy.deepcopy(sae).float(), rows, top=3, progress=False)
+    assert half.tensors['top.key'].dtype == torch.float32 and (half.count - same.count).abs().sum() <= .1*same.count.sum()
+    strong = same.max > same.max.median()
+    torch.testing.assert_close(half.max[strong], same.max[strong], rtol=.05, atol=.02)
+    again = Profile.load(tmp_path, model)
+    again.belongs(model, sae)
+    card(model, sae, again, int(half.count.argmax()))
+
+# BOS
+
+def test_no_bos_counts_wherever_it_stands(house):
+    "12_bos_inside_rows: short documents, an array, and `Rows` of text alike."
+    ids = sample_rows(house, 6, 24)
+    ids[:, 9], ids[:, 17] = 0, 0
+    sae = SAE.load('house/1.block_out')
+    seen = profile(house, sae, ids, top=3, progress=False)
+    assert seen.setup['skip'] == 'bos' and seen.tokens == (ids != 0).sum() and not seen.tensors['occurrences'][0]
+    assert not (seen.tensors['token.key'] % seen.setup['vocabulary'] == 0).any() and not (seen.tensors['next.key'] % seen.setup['vocabulary'] == 0).any()
+    assert all(o.tokens[o.at] for i in seen.count.nonzero()[:40, 0].tolist() for o in seen.examples(i))
+    leading = profile(house, sae, ids, top=3, skip=1, progress=False)
+    assert leading.tokens == 6*23 and leading.tensors['occurrences'][0] == 12
+
+def test_bos_of_text_rows(house, tmp_path):
+    "12_bos_inside_rows: `Rows` know which token theirs is."
+    (tmp_path/'a.jsonl').write_text(''.join(json.dumps(dict(text='The old man came back.')) + '\n' for _ in range(40)))
+    stream = Rows(tmp_path/'a.jsonl', house.tokenizer, 32)
+    seen = profile(house, SAE.load('house/1.block_out'), stream, top=2, progress=False)
+    assert not seen.tensors['occurrences'][0] and 0 < seen.tokens < seen.setup['rows']*31
+
+# letters of several tokens
+
+@pytest.mark.parametrize('text', ('漢字', 'naïve café', '👩‍👩‍👧', 'Ελλάδα', 'مرحبا', 'a\u0301', '한국어 ok', '𝔘𝔫𝔦'))
+def test_letters_of_several_tokens_are_whole(house, text):
+    "No strip shows a replacement character; without the bytes, the strip is the text."
+    ids = encode(house.tokenizer, text)
+    words = token_words(house.tokenizer, ids)
+    assert len(words) == len(ids) and '\ufffd' not in ''.join(words) and '' not in words
+    assert re.sub('‹[0-9A-F ]+›', '', ''.join(words)) == house.tokenizer.decode(ids)
+    app = features.along(house, SAE.load('house/3.block_out'), text, 7)
+    assert '\ufffd' not in app and '&#65533;' not in app
+
+def test_a_cut_letter_shows_its_bytes(house):
+    "A window may begin or end inside a letter, and a table shows one token alone."
+    ids = encode(house.tokenizer, '漢字')
+    assert token_words(house.tokenizer, ids[1:]) == ['‹BC›', '‹A2›', *token_words(house.tokenizer, ids[3:])]
+    assert token_words(house.tokenizer, ids[:2]) == ['‹E6›', '‹BC›']
+    assert token_words(house.tokenizer, [ids[0]]*9) == ['‹E6›']*9 and token_words(None, [3, 4]) == ['‹3›', '‹4›']
+
+def test_cards_and_exports_show_letters_whole(house, tmp_path):
+    "The strips of a card, its tables, and the tokens of an export."
+    ids = text_tokens(house, 'a漢字b 漢').expand(4, -1).clone()
+    sae = SAE(192, 40, TopK(8), site='3.block_out').requires_grad_(False)
+    seen = profile(house, sae, ids, top=2, progress=False)
+    for i in seen.count.nonzero()[:, 0].tolist()[:8]: assert '&#65533;' not in card(house, sae, seen, i)
+    where = neuronpedia(house, sae, seen, tmp_path)
+    lines = [json.loads(o) for f in where.glob('activations/*.gz') for o in gzip.decompress(f.read_bytes()).splitlines()]
+    assert lines and all(len(o['tokens']) == len(o['values']) and '\ufffd' not in ''.join(o['tokens']) for o in lines) and any('漢' in o['tokens'] for o in lines)
+
+# typed text
+
+@pytest.mark.parametrize('text,says', ((None, 'is a NoneType, expected a str'), (b'dog', 'is a bytes'), (['dog'], 'is a list'), (3, 'is a int'), ('a\ud800', 'half of a surrogate pair'), ('\udfffb', 'half of a surrogate pair'), ('', 'there is no text'), ('a'*10**7, 'characters'), ('dog '*2000, 'the text is too long')), ids=range(9))
+def test_text_that_cannot_be_read(house, text, says):
+    refused(says, text_tokens, house, text)
+    if text: refused('text', read, house, SAE.load('house/3.block_out'), text)
+
+def test_a_long_paste_costs_no_memory(house):
+    "12 MB are refused before they are tokenised."
+    import time
+    start = time.process_time()
+    refused('12,000,000 characters', read, house, SAE.load('house/3.block_out'), 'x'*12_000_000)
+    assert time.process_time() - start < 1
+
+def test_search_and_order_of_what_is_not_there(house):
+    sae = SAE.load('house/3.block_out')
+    seen = profile(house, sae, sample_rows(house, 2, 24), top=2, progress=False)
+    for bad in (-1, 4096, 10**9): refused('a token id', seen.search, bad)
+    refused('a str', seen.search, None)
+    refused('half of a surrogate', seen.search, '\ud800')
+    refused('the order is', browse, seen, by='size')
+    refused('there is no feature', seen.examples, 3072)
+    refused("a feature's index", seen.examples, 1.5)
+    for bad in ((.5,), (0, 2), (-1, 1), (.9, .1), 'ab'): refused('quantile', seen.examples, 0, quantile=bad)
+    for bad in (1.5, 'a', True, [0, 2.5], torch.tensor([.5]), torch.tensor([True])): refused('', clamp, sae, {0: 1.}) if bad is None else refused('', features.nearest, sae, bad)
+
+# Neuronpedia
+
+def test_no_file_of_an_export_is_empty(model, tmp_path):
+    "14_neuronpedia: a batch of dead features has no file of activations, as an importer reads its first line."
+    sae = sae_of()
+    sae.b_enc[:32] = -1e6
+    seen = profile(model, sae, torch.randint(0, 61, (8, 12)), top=2, progress=False)
+    where = neuronpedia(model, sae, seen, tmp_path, batch=16)
+    assert all(gzip.decompress(o.read_bytes()).strip() for o in where.rglob('*.gz'))
+    assert len(list(where.glob('features/*'))) == 4 and not (where/'activations'/'batch-0.jsonl.gz').exists()
+
+@pytest.mark.parametrize('name', ('state-spaces/mamba-130m', '../../../escaped', '/etc/passwd', 'ü 漢', 'a\\b', '..', ''))
+def test_a_model_name_becomes_an_id(model, found, tmp_path, name):
+    "14_neuronpedia: whatever the profile's file says its model is called, the export stays in its folder."
+    other = Profile(found.tensors, found.setup | dict(model=name))
+    where = neuronpedia(model, sae_of(), other, tmp_path/'out')
+    about = json.loads((where/'model.jsonl').read_text())
+    assert re.fullmatch('[a-zA-Z0-9_-]+', about['id']) and where.parent.name == about['id'] and (tmp_path/'out'/'v1') in where.parents
+    assert list(tmp_path.iterdir()) == [tmp_path/'out']
+
+@pytest.mark.parametrize('options', [dict(name=o) for o in ('a/b', '..', 'ü', '', 3)] + [dict(source=o) for o in ('3.block_out', '../x', '')] + [dict(release='a b'), dict(batch=0), dict(batch=1.5), dict(created='yesterday')], ids=str)
+def test_ids_that_nobody_takes(model, found, tmp_path, options):
+    refused(next(iter(options)), neuronpedia, model, sae_of(), found, tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+def test_an_export_replaces_an_older_one_whole(model, found, tmp_path):
+    "No batch of an older, larger export is left."
+    neuronpedia(model, sae_of(), found, tmp_path, batch=8)
+    where = neuronpedia(model, sae_of(), found, tmp_path, batch=32)
+    assert len(list(where.glob('features/*'))) == 2 and [o.name for o in where.parent.iterdir()] == [where.name]
+
+# circuits of features
+
+def test_equal_scores_are_ranked_in_the_order_of_the_nodes():
+    "Rounding differs from processor to processor; a ranking does not."
+    exact = torch.tensor([[1., .5, .5, 2., .5]], dtype=torch.double)
+    nodes = tuple(Node(Site('block_out', 1), i) for i in range(5))
+    for noise in (0., 1e-9, -1e-9):
+        values = exact + noise*torch.tensor([0., 1, -1, 2, 3])
+        assert rank(FeatureScores(nodes, values, torch.ones(1), 'secant', {})) == [3, 0, 1, 2, 4]
+    assert in_order(torch.tensor([.1, .3, .2])).tolist() == [1, 2, 0]
+
+def test_scores_that_cannot_be_ranked(model):
+    nodes = tuple(Node(Site('block_out', 1), i) for i in range(2))
+    refused('is not finite', rank, FeatureScores(nodes, torch.tensor([[1., torch.nan]]), torch.ones(1), 'secant', {}))
+    good = FeatureScores(nodes, torch.tensor([[1., 2.]]), torch.ones(1), 'secant', {})
+    for bad in (1, -.1, float('nan'), 'a'): refused('active', rank, good, active=bad)
+    refused('did you mean', rank, good, by='meann')
+    refused('normalises each activation', feature_scores, model, sae_of(normalise='layer_norm'), None)
+
+def test_copy_features_take_no_other_null(house):
+    prompts = repeats(house.tokenizer, [100], contexts=4)
+    for bad in (0, -1, 1.5): refused('contexts', repeats, house.tokenizer, [100], contexts=bad)
+    refused('a token id', repeats, house.tokenizer, [1.5])
+    for options in (dict(q=0), dict(q=2), dict(least=float('nan')), dict(fires=0), dict(draws=0), dict(null='shuffle')):
+        refused(next(iter(options)), copy_features, None, **options)
+    assert prompts.shape[0] == 1
+
+def test_a_claim_is_judged_by_what_it_counts():
+    "03_plain_edges_are_counted: a size counts the nodes it is said to count; a ratio about 1 shows nothing."
+    assert verdict((1., .95, 1.06), (1, float('inf'))) == 'no difference shown'
+    counts = [[5, 9], [5, 10]]    # of ten nodes, nine or ten are counted
+    assert first_reach(counts, [[.2, .9], [.2, .9]], .9).tolist() == pytest.approx([9, 10])
