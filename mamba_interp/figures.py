@@ -19,6 +19,7 @@ from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 from .sites import Site, _nearest
+from .statistics import rounded
 
 # %% ../nbs/04_figures.ipynb #80622b58
 GREY = '#7a7a7a'
@@ -35,16 +36,6 @@ HOUSE = go.layout.Template(layout=dict(
 CONFIG = dict(responsive=True, displaylogo=False, toImageButtonOptions=dict(format='svg'), showSendToCloud=False, typesetMath=False)
 
 # %% ../nbs/04_figures.ipynb #e83bbe5a
-def _places(size):
-    "Decimal places that show two digits of `size`."
-    return 1 - floor(log10(size))
-
-def _rounded(x, places):
-    "`x` as text to so many decimal places; in tens or hundreds for fewer than 0, with an exponent for more than 6."
-    x = round(float(x), places) + 0.
-    if places <= 6 or not x: return f'{x:,.{min(6, max(0, places))}f}'
-    return f'{x:.{max(0, floor(log10(abs(x))) + places)}e}'
-
 def estimate(
     value:float,     # What was measured
     low:float=None,  # The lower end of its interval; None where there is none
@@ -54,8 +45,8 @@ def estimate(
     "Write a measurement with the digits that it supports: two of half its interval's width, or as many as 1/n has."
     ends = [o for o in (low, high) if o is not None]
     known = all(isfinite(o) for o in (value, *ends))
-    half = (ends[1] - ends[0])/2 if known and len(ends) == 2 else 1/n if known and n else 0
-    said = [_rounded(o, _places(half) - (not ends)) if half > 0 else f'{o:.3g}' for o in (value, *ends)]
+    doubt = (ends[1] - ends[0])/2 if known and len(ends) == 2 else 10/n if known and n else 0
+    said = [rounded(o, doubt) for o in (value, *ends)]
     return said[0] + (f" [{', '.join(said[1:])}]" if ends else '')
 
 # %% ../nbs/04_figures.ipynb #3a1810fe
@@ -67,9 +58,7 @@ def _text(v):
     if isinstance(v, float): return f'{v:.3g}' if abs(v) < 1000 else f'{v:,.0f}'
     return html.escape(str(v), quote=False)
 
-def _with_ends(*three):
-    numbers = [float(o) if o is not None else math.nan for o in three]
-    return estimate(*numbers) if np.isfinite(numbers).all() else f'{_text(three[0])} [{_text(three[1])}, {_text(three[2])}]'
+def _with_ends(*three): return estimate(*(math.nan if o is None else float(o) for o in three))
 
 def _table(rows, columns):
     "An HTML table, by pandas; column 0 heads the rows."
