@@ -29,8 +29,6 @@ from .taps import record
 from .tasks import Task
 
 # %% ../nbs/10_circuits.ipynb #db470468
-_read, _written = read_json, write_json
-
 def mask_of(
     graph:Graph, # Whose edges
     mask,        # (E) True or False, or 1 or 0, for each
