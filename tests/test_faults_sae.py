@@ -357,7 +357,7 @@ def test_long_activations_are_told_of_and_left_out():
             with pytest.warns(UserWarning, match='of the variance'): last = train(dict(a=made), Outliers(batch=512), SAERecipe(512*80, lr=.01))[-1]
         else: last = train(dict(a=made), Outliers(batch=512), SAERecipe(512*80, lr=.01, longest=longest))[-1]
         found[longest] = last['fvu'], last['fvu_ordinary'], fvu(made)
-    assert found[None][0] < .01 and found[None][1] > .1
+    assert found[None][1] > 2*found[None][0]
     assert found[10.][2] < .7*found[None][2] and found[10.][1] < found[None][1]
     told('nothing left', lambda: train(source=({SITE: torch.full((8, 32), float(o))} for o in (1, 100)), recipe=SAERecipe(64, longest=2)), 'longer than')
 
