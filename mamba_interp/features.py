@@ -510,9 +510,11 @@ class _Pass:
 def _digest(*tensors): return hashlib.sha256(b''.join(np.ascontiguousarray(o).tobytes() for o in tensors)).hexdigest()[:16]
 
 def _of_sae(sae):
-    "By what an SAE is known: a digest of its weights, and its activation with the threshold that it has reached."
+    "By what an SAE is known: a digest of its weights, and its activation with the threshold that it has reached and what it does to activations first."
     weights = [o.detach().cpu() for o in sae.parameters()]
     said = str(sae.activation) + (f' above {sae.running.item():.6g}' if hasattr(sae, 'running') else '')
+    said += f', {sae.normalise}' if sae.normalise else ''
+    said += ', bias not taken off' if not sae.centred and sae.out_site is None and sae.d_in == sae.d_out else ''
     return dict(sae=_digest(*(o.numpy() if o.dtype in (torch.float32, torch.float64) else o.float().numpy() for o in weights)), activation=said)
 
 def _stream(rows):
@@ -645,7 +647,7 @@ class Parts(NamedTuple):
     "A direct effect, part by part."
     features:Sparse # (b t k) effect of each feature that fires, and its index
     error:Tensor    # (b t) effect of what the reconstruction misses
-    bias:Tensor     # (b t) effect of the decoder's bias
+    bias:Tensor     # (b t) effect of the decoder's bias, and of the mean that is added back where the SAE takes one off
     def whole(self)->Tensor: # (b t)
         "The effect of the site: the sum of its parts."
         return self.features.values.sum(-1) + self.error + self.bias
@@ -666,9 +668,10 @@ def direct_effects(
     reader = model.final_norm.scale(seen[Site('final_resid')])*(towards if towards.ndim != 2 else towards[:, None])
     values, index = found = active_features(sae, seen[source])
     dot = torch.stack([(sae.W_dec[i].to(r)*r[:, None]).sum(-1) for i,r in zip(index, reader)])
-    if sae.normalise: raise ValueError(f"the SAE at {sae.site} normalises each activation ({sae.normalise}), so its parts are not a sum of features, bias and error: use ablation_effects")
-    missed = seen[target] - sae.decode(found).to(reader)
-    return Parts(Sparse(values*dot, index), (missed*reader).sum(-1), (sae.b_dec.to(reader)*reader).sum(-1))
+    missed = seen[target] - sae.decode(found, seen[source]).to(reader)
+    none = Sparse(torch.zeros_like(values[..., :1]), torch.zeros_like(index[..., :1]))   # what is left of the reconstruction
+    scale, bias = sae.scale(seen[source]), sae.decode(none, seen[source]).to(reader)
+    return Parts(Sparse(values*scale*dot, index), (missed*reader).sum(-1), (bias*reader).sum(-1))
 
 # %% ../nbs/17_features.ipynb #b7b4d6ff
 def clamp(

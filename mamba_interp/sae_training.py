@@ -398,6 +398,7 @@ class _Store:
 def _put_back(load, state, what):
     "Call `load(state)`; ValueError if the state is not what it takes."
     try: load(state)
+    except ValueError as e: raise ValueError(f'{what}: {e}') from e
     except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as e:
         raise ValueError(
             f'{what} does not fit what is trained here ({type(e).__name__}: '

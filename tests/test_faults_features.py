@@ -11,8 +11,9 @@ from mamba_interp.features import Profile, card, clamp, neuronpedia, profile, te
 from mamba_interp.files import only_writer
 from mamba_interp.ioi_features import first_reach, verdict
 from mamba_interp.model import Mamba
-from mamba_interp.sae import SAE, BatchTopK, JumpReLU, TopK
+from mamba_interp.sae import SAE, BatchTopK, JumpReLU, TopK, splice
 from mamba_interp.sites import Site
+from mamba_interp.taps import record
 from mamba_interp.tasks import encode
 
 SITE = '1.block_out'
@@ -326,3 +327,30 @@ def test_a_claim_is_judged_by_what_it_counts():
     assert verdict((1., .95, 1.06), (1, float('inf'))) == 'no difference shown'
     counts = [[5, 9], [5, 10]]    # of ten nodes, nine or ten are counted
     assert first_reach(counts, [[.2, .9], [.2, .9]], .9).tolist() == pytest.approx([9, 10])
+
+# SAEs that normalise each activation
+
+@pytest.mark.parametrize('normalise', (None, 'layer_norm', 'rescale'))
+@pytest.mark.parametrize('kind', (TopK(4), JumpReLU(.1, threshold=.05)), ids=str)
+def test_the_length_of_an_activation_is_in_what_its_features_do(model, rows, kind, normalise):
+    "pre-6 layer_norm files: parts, clamps and ablations are those of the spliced reconstruction, whose rows carry each token's scale."
+    exact, sae = copy.deepcopy(model).double(), sae_of(kind=kind, normalise=normalise).double()
+    sae.b_dec.normal_(generator=torch.Generator().manual_seed(1))
+    x, last = (record(exact, rows, o)[o] for o in (sae.site, Site('final_resid')))
+    z = sae.encode(x)
+    most, right = int(z.sum((0, 1)).argmax()), torch.arange(len(rows))
+    without = lambda f, to=0.: f.index_fill(-1, torch.tensor([most]), to)
+    head = exact.lm_head.weight*exact.final_norm.weight
+    written = lambda o: (o*exact.final_norm.scale(last)*(head[right] - head.mean(0))[:, None]).sum(-1)
+    with torch.no_grad():
+        parts, whole = features.direct_effects(exact, sae, rows, right), sae(x)
+        one = (parts.features.values*(parts.features.index == most)).sum(-1)
+        for got, want in ((one, written(whole - sae.decode(without(z), x))), (parts.error, written(x - whole)), (parts.bias, written(sae.decode(torch.zeros_like(z), x))), (parts.whole(), written(x))):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        for to in (0., 3.):
+            spliced = exact(rows, splice(sae, error=True, edit=lambda f: without(f, to)))
+            torch.testing.assert_close(exact(rows, clamp(sae, {most: to})), spliced, rtol=1e-9, atol=1e-9)
+
+def test_a_profile_knows_what_is_done_to_activations_first(model, found):
+    "01_profile_of_another_sae: the same weights, read after a layer norm."
+    refused('layer_norm', card, model, sae_of(normalise='layer_norm'), found, 1)

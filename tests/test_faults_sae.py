@@ -264,7 +264,7 @@ def test_schedules_that_cannot_be_meant(bad):
 
 SITE = '0.resid'
 def sae(kind=TopK(3), f=64): return SAE(32, f, kind, site=SITE)
-def train(saes=None, source=None, recipe=SAERecipe(20*64), **more): return train_saes(saes or dict(a=sae()), source or Planted(batch=64), recipe, progress=False, log=None, **more)
+def train(saes=None, source=None, recipe=SAERecipe(20*64), **more): return train_saes(dict(a=sae()) if saes is None else saes, source or Planted(batch=64), recipe, progress=False, log=None, **more)
 
 @pytest.mark.parametrize('name', ['../../evil', '/tmp/evil', 'a/../../b', '', ' ', '..', 'a\0b', 3, None])
 def test_names_stay_in_the_folder(name, tmp_path):
