@@ -896,8 +896,10 @@ def _find(name):
     if name.startswith('house/'): return _shipped(name)
     try: folder = Path(name).expanduser()
     except RuntimeError as e: raise FileNotFoundError(f"no SAE {name!r}: {e}") from e
-    if folder.is_dir(): return folder
-    if folder.is_file():
+    try: there, plain = folder.is_dir(), folder.is_file()
+    except OSError as e: raise FileNotFoundError(f"no SAE {name[:80]!r}…: {e.strerror}") from e
+    if there: return folder
+    if plain:
         raise NotADirectoryError(
             f"{name} is a file; expected the folder that holds it, with one of the files "
             f"{', '.join(_LAYOUTS)}")
@@ -937,7 +939,7 @@ def load(
     "Read an SAE as SAELens, `sparsify` or `dictionary_learning` write it."
     if activation is not None: one_of(activation, 'activation', KINDS)
     folder = settle(_find(name))
-    file = next((o for o in _LAYOUTS if (folder/o).exists()), None)
+    file = next((o for o in _LAYOUTS if (folder/o).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{folder} holds no SAE: expected one of the files {', '.join(_LAYOUTS)}")
     if file != 'ae.pt' and not (folder/'cfg.json').exists():

@@ -148,10 +148,16 @@ def _csv(path, column, skip):
     rows = csv.reader(_lines(path), delimiter='\t' if '.tsv' in path.name.lower() else ',', strict=True)
     names = _csv_row(rows, path)
     if names is None: return
+    if names.count(column) > 1:
+        raise ValueError(f"{path} has {names.count(column)} columns {column!r}, expected one")
     for i in range(2**62):
         if (row := _csv_row(rows, path)) is None: return
+        where = f'line {rows.line_num} of {path}'
+        if len(row) > len(names):
+            raise ValueError(f"{where} has {len(row)} fields, but there are {len(names)} columns: a text that "
+                             f"holds the separator stands between quotes")
         if i >= skip and row:
-            yield i, (where := f'line {rows.line_num} of {path}'), [_field(dict(zip(names, row)), column, where)]
+            yield i, where, [_field(dict(zip(names, row)), column, where)]
 
 def _csv_row(rows, path):
     limit = csv.field_size_limit(LONGEST)
@@ -253,7 +259,7 @@ def _rows_of(rows, name, column):
             raise OSError(f"the data set{name} cannot be read on from row {i+1:,}: "
                           f"{(str(e).splitlines() or [type(e).__name__])[0]}") from e
         i += 1
-        if column not in o: raise KeyError(f'the data set{name} has no column {column!r}; it has {sorted(o)}')
+        if column not in o: raise ValueError(f'the data set{name} has no column {column!r}; it has {sorted(o)}')
         yield (where := f'row {i:,} of the data set{name}'), _field(o, column, where)
 
 def _joined(blocks, where, most=16*LONGEST):
