@@ -425,6 +425,7 @@ def _store(folder, tensors, setup):
 def _restore(folder):
     "Tensors and setup of a profile; ValueError for a damaged file, FileNotFoundError for none."
     from safetensors import SafetensorError, safe_open
+    if not isinstance(folder, (str, Path)): raise ValueError(f"expected the folder of a profile, got {type(folder).__name__}")
     file = Path(folder)/_FILE
     if not file.is_file(): raise FileNotFoundError(f"{folder} holds no profile: expected a file {_FILE} in it")
     try:

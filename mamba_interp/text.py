@@ -207,6 +207,10 @@ def _files(path):
                          f".parquet")
     return found
 
+def _column(column):
+    if not isinstance(column, str): raise ValueError(f"column is {column!r}, expected the name of a column as text")
+    return column
+
 def _paths(paths):
     "A list of paths, as text; raises ValueError for anything else."
     many = [paths] if isinstance(paths, (str, os.PathLike)) else paths
@@ -278,7 +282,7 @@ def read_texts(
     column:str='text', # Where tables, JSON lines and data sets keep the text
 ):                     # Yields `str`; raises ValueError for a document that is none, naming file and line
     "Documents one at a time; a `.txt` file is one document, a Hugging Face data set is streamed."
-    return (text for _,text in _read(_paths(paths), column))
+    return (text for _,text in _read(_paths(paths), _column(column)))
 
 def _read(paths, column):
     "Place and text of each document."
@@ -431,6 +435,7 @@ def open_text(
     world:int=1, # Number of processes: each gets whole files if they can be dealt out evenly, else every `world`-th document
 ):              # Has `read(place)`, which yields (place, name, blocks) of each document, and `digest()`
     "Open a text that can be read on from a place in it."
+    _column(column)
     if isinstance(source, dict):
         raise ValueError(f"expected one split of a data set, got a dict of {list(source)}: choose one of "
                          f"them")

@@ -133,6 +133,7 @@ def _split(texts, tokenizer, valid, seed):
     rng, parts, bos = random.Random(seed), ([], []), bos_id(tokenizer)
     for _,document in groupby(_encoded(texts, tokenizer), lambda o: o[0]):
         parts[rng.random() < valid].append(np.concatenate([np.array([bos], np.uint16), *(o for _,o in document)]))
+    if not any(parts): raise ValueError("there is no document to pack: texts is empty, or an iterator that was read before")
     return tuple(np.concatenate(o) if o else np.zeros(0, np.uint16) for o in parts), [len(o) for o in parts]
 
 # %% ../nbs/06_training.ipynb #11af799e
