@@ -42,7 +42,7 @@ class Feature(NamedTuple):
         "Read a feature as it is printed."
         if isinstance(text, cls): return text
         site, slash, index = str(text).rpartition('/')
-        if not slash or not index.isdigit(): raise ValueError(f"{str(text)!r} is no feature: expected SITE/INDEX, such as '3.block_out/1234'")
+        if not slash or not (index.isascii() and index.isdecimal()): raise ValueError(f"{str(text)!r} is no feature: expected SITE/INDEX, such as '3.block_out/1234'")
         return cls(Site.parse(site), int(index))
 
 def _known(sae, index):
