@@ -114,10 +114,10 @@ class Kernels(AsyncMappingKernelManager):
     def __init__(self, **settings):
         check_address(settings['parent'])
         super().__init__(**settings)
-        self.begun, self.connected = set(), {}
+        self.begun, self.ending, self.connected = set(), set(), {}
 
     async def start_kernel(self, *args, **settings):
-        many = len(self.begun.union(self.list_kernel_ids()))
+        many = len(self.begun.union(self.list_kernel_ids()) - self.ending)
         if many >= self.most: raise HTTPError(503, FULL.format(self.most))
         kernel = settings.setdefault('kernel_id', str(uuid4()))
         self.begun.add(kernel)
@@ -125,6 +125,12 @@ class Kernels(AsyncMappingKernelManager):
         if page: page.kernel = kernel
         try: return await super().start_kernel(*args, **settings)
         finally: self.begun.discard(kernel)
+
+    async def shutdown_kernel(self, kernel_id, *args, **settings):
+        "A kernel that is ending makes room at once, so that a page may be reloaded where no more are allowed."
+        self.ending.add(kernel_id)
+        try: return await super().shutdown_kernel(kernel_id, *args, **settings)
+        finally: self.ending.discard(kernel_id)
 
     async def cull_kernel_if_idle(self, kernel):
         "End a kernel that nobody is connected to for `cull_idle_timeout`, or thrice that if nobody ever was."

@@ -157,7 +157,9 @@ class Rows:
     ):
         "Go to a position; that a stream has the same text is seen when its next row is read."
         _agree('Rows', state, self._settings)
-        if self.array is not None: state = self._start() | state
+        if self.array is not None:
+            state = self._start() | state
+            whole_number(state['rows'], 'rows of a position of Rows', 0, -(-(self.array.size//self._step)//self.world))
         elif 'stream' in state:
             raise ValueError("this position of Rows is an older version's, which kept another place in a "
                              "text: begin anew")
@@ -171,6 +173,9 @@ def _each(self:Rows):
     "Rows with their BOS, to the end of the text."
     for row in self._packed() if self.array is None else self._slices():
         row = torch.from_numpy(np.array(row, dtype=np.int64))
+        if int(row.min()) < 0:
+            raise ValueError(f"row {self._at['rows'] - 1:,} holds token id {int(row.min())}, expected whole "
+                             f"numbers from 0")
         yield row if self.bos is None else torch.cat([row.new_tensor([self.bos]), row])
     if not self._at['rows']:
         raise ValueError(f"there is no text to read: "

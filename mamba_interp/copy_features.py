@@ -302,11 +302,13 @@ def forget(
     "Let blocks forget all that came before a token."
     if not set(parts) <= {'state', 'conv'}: raise ValueError(f"expected a cut at token 1 or later and parts among 'state' and 'conv', got {at} and {parts}")
     at = whole_number(at, 'the token of the cut')
+    layers = range(len(model.layers)) if layers is None else [layers] if isinstance(layers, int) else layers
+    layers = [whole_number(o, 'a layer that forgets', 0, len(model.layers) - 1) for o in layers]
     def cut(terms):
         t, k = torch.arange(terms.shape[1], device=terms.device)[:, None], torch.arange(terms.shape[2], device=terms.device)
         return terms.masked_fill(((t >= at) & (t - k < at))[..., None], 0)
     taps = {}
-    for l in range(len(model.layers)) if layers is None else layers:
+    for l in layers:
         if 'state' in parts: taps[Site('state', l, at - 1)] = Tap('forget the state', torch.zeros_like)
         if 'conv' in parts: taps[Site('conv_lag', l)] = Tap(f'forget what came before token {at}', cut)
     return taps

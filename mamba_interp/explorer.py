@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from .activations import Rows, _device, origin
-from .checks import one_of, whole_number
+from .checks import fields_of, one_of, whole_number
 from .features import Feature, Profile, _of_sae, _quoted, card, clamp, features_along, fits, profile, text_tokens, token_words
 from .figures import GREY, Html, table, token_strip
 from .model import Mamba
@@ -35,6 +35,7 @@ def sample_rows(
 )->Tensor:          # (n t) token ids; raises FileNotFoundError for no such file, ValueError for less than a row
     "The beginning of a text, or what a model writes itself, sampled at temperature 1."
     n, length = whole_number(n, 'n'), whole_number(length, 'length', 2)
+    if model.tokenizer is None: raise ValueError("the model has no tokenizer, which says how a text begins: set model.tokenizer")
     if text is not None: return torch.stack(list(islice(Rows(text, model.tokenizer, length), n)))
     return model.generate(torch.full((n, 1), bos_id(model.tokenizer), device=_device(model)), length - 1, temperature=1., seed=seed)
 
@@ -83,6 +84,7 @@ def shared(
 )->list:             # of `Shared`
     "The features that fire in most sentences, first those that fire less elsewhere."
     values, index = (o[:, 1:].cpu() for o in reading.seen)
+    if index.numel() and index.max() >= len(found): raise ValueError(f"feature {index.max()} fires in these sentences, but the profile has features 0 to {len(found) - 1}: it is of another SAE")
     row, on = torch.arange(len(values))[:, None, None].expand_as(index), values > 0
     hits = torch.zeros(len(values), len(found)).index_put_((row[on], index[on]), torch.ones(()), accumulate=True)
     largest = torch.zeros(len(found), dtype=values.dtype).scatter_reduce_(0, index.flatten(), values.flatten(), 'amax')
@@ -104,6 +106,7 @@ def browse(
     "Features in order, or those that fire on a text."
     one_of(by, 'the order', ORDERS)
     n = whole_number(n, 'n')
+    if not isinstance(query, str): raise ValueError(f"the text to search for is a {type(query).__name__}, expected a str")
     if len(query) > 1000: raise ValueError(f"a text of {len(query):,} characters is too long to search for: type a word")
     order = ORDERS[by](found).argsort(stable=True)
     if not query: return order[:n].tolist()
@@ -220,6 +223,10 @@ class Explorer:
         profiles=None,  # Folder with finished profiles, each in a folder named for its site
         text:str='When Mary and John went to the store, John gave a drink to\nThen, Tom and Anna had a long argument. Afterwards Tom said to', # Sentences to begin with
     ):
+        for k,o in fields_of({} if saes is None else saes, 'saes').items():
+            if not isinstance(o, (SAE, str, Path)): raise ValueError(f"saes[{str(k)!r}] is a {type(o).__name__}, expected an SAE or a name for SAE.load")
+        if not isinstance(text, str): raise ValueError(f"text is a {type(text).__name__}, expected sentences as a str")
+        if profiles is not None and not Path(profiles).is_dir(): raise FileNotFoundError(f"profiles is {str(profiles)!r}, which is no folder")
         self._given, self._rows, self._profiles = saes, os.getenv('MAMBA_INTERP_TEXT') or None if rows is None else rows, profiles
         self.model = self.sae = self.found = self.reading = self.before = self.after = None
         self._quiet, self._kept, self._unchanged = False, {}, (None, None)

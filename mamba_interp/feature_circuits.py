@@ -41,11 +41,15 @@ class Node(NamedTuple):
         text # Such as '3.block_out/12', '3.block_out/error @ 7' or 'embed'; or a tuple (site, index, …)
     )->'Node': # raises ValueError for anything else
         "Read a node as it prints."
-        if not isinstance(text, str): return cls(*text)
+        if isinstance(text, Site): return cls(text)
+        if not isinstance(text, str):
+            if not isinstance(text, (tuple, list)) or not 1 <= len(text) <= 3: raise ValueError(f"{str(text)[:60]!r} is no node: expected text such as '3.block_out/12', or a tuple (site, index, token)")
+            return cls(*text)
         body, _, at = text.partition(' @ ')
         site, slash, index = body.partition('/')
-        if slash and not (index == 'error' or index.isdigit()) or at and not at.isdigit(): raise ValueError(f"{text!r} is no node: expected SITE/NUMBER, SITE/error or SITE, and perhaps ' @ TOKEN', as in '3.block_out/12 @ 7'")
-        return cls(Site.parse(site), int(index) if index.isdigit() else index or None, int(at) if at else None)
+        number = lambda o: o.isascii() and o.isdecimal()
+        if slash and not (index == 'error' or number(index)) or at and not number(at): raise ValueError(f"{text!r} is no node: expected SITE/NUMBER, SITE/error or SITE, and perhaps ' @ TOKEN', as in '3.block_out/12 @ 7'")
+        return cls(Site.parse(site), int(index) if number(index) else index or None, int(at) if at else None)
 
 # %% ../nbs/18_feature_circuits.ipynb #ab9f1a52
 def _forward(model, sites):

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .activations import Rows, _device, harvest, origin
-from .checks import fields_of, same_run, whole_number
+from .checks import fields_of, real_number, same_run, whole_number
 from .figures import GREY, Html, PALETTE, _label, _text, table, token_strip
 from .files import inside, only_writer, writable, write_file
-from .model import Mamba, _diagonal_skip
+from .model import Mamba, _diagonal_skip, enough_memory
 from .sae import SAE, Sparse, _flat, splice
 from .sae_metrics import _changed_run, _check_width, _clean_run, _ends
 from .sites import Site
@@ -42,11 +42,12 @@ class Feature(NamedTuple):
         "Read a feature as it is printed."
         if isinstance(text, cls): return text
         site, slash, index = str(text).rpartition('/')
-        if not slash or not index.isdigit(): raise ValueError(f"{str(text)!r} is no feature: expected SITE/INDEX, such as '3.block_out/1234'")
+        if not slash or not (index.isascii() and index.isdecimal()): raise ValueError(f"{str(text)!r} is no feature: expected SITE/INDEX, such as '3.block_out/1234'")
         return cls(Site.parse(site), int(index))
 
 def _known(sae, index):
     "Indices (m) of features given as numbers or `Feature`s, all if None; ValueError for one that the SAE does not have."
+    _an_sae(sae)
     if index is None: index = torch.arange(sae.d_sae)
     if not isinstance(index, Tensor):
         index = list(index) if isinstance(index, (list, tuple, set, range, dict, np.ndarray)) and not isinstance(index, Feature) else [index]
@@ -57,6 +58,17 @@ def _known(sae, index):
     bad = index[(index < 0) | (index >= sae.d_sae)]
     if len(bad): raise ValueError(f"there is no feature {bad[0].item()}: this SAE has features 0 to {sae.d_sae - 1}")
     return index.to(sae.W_dec.device)
+
+def _an_sae(sae):
+    "The same; ValueError for what is no SAE."
+    if not isinstance(sae, SAE): raise ValueError(f"expected an SAE, such as SAE.load('house/3.block_out'), got {type(sae).__name__}")
+    return sae
+
+def _one(sae, index):
+    "The index of one feature."
+    found = _known(sae, index).tolist()
+    if index is None or len(found) != 1: raise ValueError(f"index is {str(index)[:60]}, expected one feature of the SAE's {sae.d_sae}")
+    return found[0]
 
 def _whole_index(index):
     "The index of a feature; any whole number, so that one that is not there is told with those that are."
@@ -89,7 +101,7 @@ def fits(
     sae:SAE, # Made for it?
 )->Site:     # Where the SAE reads; raises ValueError if it is of another model, site or width
     "Check that an SAE belongs to a model."
-    ends = _ends(str(sae.site), sae, model, origin(model))
+    ends = _ends(str(_an_sae(sae).site), sae, model, origin(model))
     seen = harvest(model, torch.zeros(1, 1, dtype=torch.long), list(dict.fromkeys(ends)))
     _check_width(str(sae.site), sae, ends, {k: v[0, 0] for k,v in seen.items()})
     return ends[0]
@@ -101,11 +113,11 @@ def active_features(
     at_once:int=1024, # Vectors encoded at once, where features come dense
 )->Sparse:    # (… k) values, and which features; value 0 fills up
     "The features that fire, as lists, whichever kind of SAE it is."
-    if sae.sparse: return sae.encode_sparse(x)
-    parts = []
+    at_once, parts = whole_number(at_once, 'at_once'), []
+    if _an_sae(sae).sparse: return sae.encode_sparse(x)
     for o in x.flatten(0, -2).split(at_once):
         z = sae.encode(o)
-        parts.append(z.topk(max(1, int((z > 0).sum(-1).max())), sorted=False))
+        parts.append(z.topk(max(1, int((z > 0).sum(-1).max())) if len(z) else 1, sorted=False))
     k = max(o.values.shape[1] for o in parts)
     return Sparse(*(torch.cat([F.pad(o[i], (0, k - o[i].shape[1])) for o in parts]).view(*x.shape[:-1], k) for i in range(2)))
 
@@ -292,6 +304,7 @@ class Profile:
     )->list:             # of `Example`, strongest first
         "Where a feature fires: the strongest of the text, or a fair sample."
         _known_feature(len(self), index)
+        if n is not None: n = whole_number(n, 'n', 0)
         if quantile is not None: _check_quantile(quantile)
         kind = 'top' if quantile is None else 'sample'
         held = {k: self.tensors[f'{kind}.{k}'][index] for k in ('row', 'at', 'tokens', 'values')}
@@ -327,6 +340,7 @@ class Profile:
     )->dict:       # 'share', 'mean': (token id, share of its firings, mean activation) each; 'next': (token id, share); 'positions': (p) share of the tokens there on which it fires
         "Which tokens and positions a feature fires on, and what comes next."
         _known_feature(len(self), index)
+        n, least = whole_number(n, 'n', 0), whole_number(least, 'least')
         whole = max(1, self.count[index].item())
         ids, count, total = self._pairs('token').of(index)
         mean = total/count
@@ -347,7 +361,7 @@ class Profile:
         n:int=10,  # At most so many
     )->list:       # (index, share of these tokens on which it fires, share of its firings that are on them), best first
         "The features that fire most on some tokens, by the product of the two shares."
-        ids = [self._token(what)] if isinstance(what, (int, np.integer)) else self._encoded(what)
+        n, ids = whole_number(n, 'n', 0), [self._token(what)] if isinstance(what, (int, np.integer)) else self._encoded(what)
         if not ids: raise ValueError("there is nothing to search for: the text is empty")
         held, hits = self._pairs('token').held, torch.zeros(len(self), dtype=torch.long)
         some = torch.isin(held['key'] % self.setup['vocabulary'], torch.tensor(ids)).nonzero()[:, 0]
@@ -376,6 +390,7 @@ class Profile:
         sae:SAE, # Of one of its sites
     ):           # raises ValueError, naming both, if the profile is of another SAE or model
         "Check that this is the profile of an SAE of a model."
+        _an_sae(sae)
         if len(self) != sae.d_sae or self.site != sae.site: raise ValueError(f"this profile is of {len(self)} features of {self.site}, and the SAE has {sae.d_sae} of {sae.site}")
         have = origin(model) | _of_sae(sae)
         for key,what in (('fingerprint', 'of the model'), ('sae', 'of the SAE'), ('activation', 'as activation of the SAE')):
@@ -410,6 +425,7 @@ def _store(folder, tensors, setup):
 def _restore(folder):
     "Tensors and setup of a profile; ValueError for a damaged file, FileNotFoundError for none."
     from safetensors import SafetensorError, safe_open
+    if not isinstance(folder, (str, Path)): raise ValueError(f"expected the folder of a profile, got {type(folder).__name__}")
     file = Path(folder)/_FILE
     if not file.is_file(): raise FileNotFoundError(f"{folder} holds no profile: expected a file {_FILE} in it")
     try:
@@ -453,6 +469,16 @@ def _check_tensors(tensors, setup, file):
         if len(tensors[name]) and (tensors[name][-1] >= f*v or (tensors[name].diff() <= 0).any()): raise ValueError(f"{file}: {name} does not ascend below {f*v:,}, so it is damaged")
     for name in ('top.key', 'top.values', 'sample.values', 'total'):
         if not tensors[name].isfinite().all(): raise ValueError(f"{file}: {name} holds NaN or infinity, so it is damaged")
+    _check_examples(tensors, setup, file)
+
+def _check_examples(tensors, setup, file):
+    "Refuse a file whose examples point to no token, or whose strongest do not come first."
+    ends = dict(row=(-1, 2**62), at=(0, setup['text']['length'] - 1), tokens=(-1, setup['vocabulary'] - 1))
+    limits = {f'{k}.{o}': v for k in ('top', 'sample') for o,v in ends.items()} | {f'{k}.lost': (0, 2**62) for k in ('token', 'next')}
+    for name,(low, high) in limits.items():
+        o = tensors[name]
+        if o.is_floating_point() or o.numel() and not low <= o.min() <= o.max() <= high: raise ValueError(f"{file}: {name} should hold whole numbers from {low} to {high}, so it is damaged")
+    if (tensors['top.key'].diff(dim=1) > 0).any(): raise ValueError(f"{file}: top.key rises along a feature's examples, of which the strongest come first, so it is damaged")
 
 class _Pass:
     "The sums of a pass over a text, and where it stands."
@@ -469,6 +495,7 @@ class _Pass:
     def add(self, tokens, seen):
         "Take in rows (b t) and their features (b t k); tokens that are no text are left out."
         places, real = len(self.sums['places']), self._real(tokens)
+        if not seen.values.isfinite().all(): raise ValueError(f"the features of the SAE at {self.sae.site} are NaN or infinite in row {self.at['rows'] + int((~seen.values.isfinite()).flatten(1).any(1).nonzero()[0])}: its weights, or the activations, are not finite")
         seen = Sparse(seen.values.to(self.kept['top'].held['key'].dtype)*real[..., None], seen.index)
         self._count(tokens, seen, places, real)
         self.sums['places'] += torch.bincount(self.place.expand(tokens.shape)[real], minlength=places)
@@ -510,9 +537,11 @@ class _Pass:
 def _digest(*tensors): return hashlib.sha256(b''.join(np.ascontiguousarray(o).tobytes() for o in tensors)).hexdigest()[:16]
 
 def _of_sae(sae):
-    "By what an SAE is known: a digest of its weights, and its activation with the threshold that it has reached."
+    "By what an SAE is known: a digest of its weights, and its activation with the threshold that it has reached and what it does to activations first."
     weights = [o.detach().cpu() for o in sae.parameters()]
     said = str(sae.activation) + (f' above {sae.running.item():.6g}' if hasattr(sae, 'running') else '')
+    said += f', {sae.normalise}' if sae.normalise else ''
+    said += ', bias not taken off' if not sae.centred and sae.out_site is None and sae.d_in == sae.d_out else ''
     return dict(sae=_digest(*(o.numpy() if o.dtype in (torch.float32, torch.float64) else o.float().numpy() for o in weights)), activation=said)
 
 def _stream(rows):
@@ -555,6 +584,7 @@ def profile(
     site, digest = fits(model, sae), None if stream.array is None else _digest(stream.array)
     setup = dict(what=_WHAT, site=str(site), **origin(model), **_of_sae(sae), text=stream._settings | dict(digest=digest), **sizes,
                  **_left_out(skip, stream, model), vocabulary=whole_number(model.config.vocab_size, "the model's vocab_size"))
+    enough_memory(2*sae.d_sae*(sizes['top']*(16 + 8*(sum(sizes['window']) + 1)) + 1024), f"a profile of {sae.d_sae:,} features with top={sizes['top']:,} and window={sizes['window']}")
     state = _Pass(sae, stream.length, setup['vocabulary'], setup)
     need = 2*sum(o.numel()*o.element_size() for o in state.tensors().values())
     with nullcontext() if folder is None else only_writer(writable(folder, need)):
@@ -613,8 +643,10 @@ def logit_effects(
     scale:float=1.,  # Activation times the final norm's scale
 )->LogitEffects:     # raises ValueError for a site that does not write to the residual stream
     "Direct effect of features on the logits (logit lens of the decoder), less its mean over the vocabulary."
+    features = _known(sae, features)
     head, ends = _head(model, sae.out_site or sae.site), []
-    for part in _known(sae, features).split(512):
+    top, scale = whole_number(top, 'top', 0, len(head)), real_number(scale, 'scale')
+    for part in features.split(512):
         effect = scale*sae.W_dec[part].to(head) @ head.T
         effect -= effect.mean(1, keepdim=True)
         ends.append((effect.topk(top), (-effect).topk(top)))
@@ -633,7 +665,7 @@ def nearest(
     "The features whose directions are most alike."
     kinds = dict(decoder=['W_dec'], encoder=['W_enc'], both=['W_dec', 'W_enc'])
     if by not in kinds: raise ValueError(f"by should be 'decoder', 'encoder' or 'both', got {by!r}")
-    index, there = _known(sae, index), sae if other is None else other
+    n, index, there = whole_number(n, 'n', 0), _known(sae, index), sae if other is None else _an_sae(other)
     pairs = [(getattr(sae, k), getattr(there, k)) for k in kinds[by]]
     if bad := next((o for o in pairs if o[0].shape[1] != o[1].shape[1]), None): raise ValueError(f"directions of width {bad[0].shape[1]} and {bad[1].shape[1]} cannot be compared: choose two SAEs of one site, or of sites of one width")
     cosine = sum(F.normalize(a[index], dim=1) @ F.normalize(b, dim=1).T.to(a) for a,b in pairs)/len(pairs)
@@ -641,11 +673,21 @@ def nearest(
     return Sparse(*cosine.topk(min(n, there.d_sae - (other is None))))
 
 # %% ../nbs/17_features.ipynb #f931d3a0
+def _answers(ids, name, tokens, vocabulary):
+    "Token ids, one for all, one per prompt or one per token; ValueError for what is none."
+    try: found = torch.as_tensor(ids, device=tokens.device)
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{name} is {str(ids)[:60]!r}, expected whole token ids") from e
+    shapes = [tuple(tokens.shape[:n]) for n in (0, 1, 2)]
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if not whole or tuple(found.shape) not in shapes: raise ValueError(f"{name} holds {str(found.dtype)[6:]} of shape {tuple(found.shape)}, expected whole token ids of shape {' or '.join(map(str, shapes))}")
+    if found.numel() and not 0 <= found.min() <= found.max() < vocabulary: raise ValueError(f"{name} runs from {found.min()} to {found.max()}, expected token ids from 0 to {vocabulary - 1}")
+    return found.long()
+
 class Parts(NamedTuple):
     "A direct effect, part by part."
     features:Sparse # (b t k) effect of each feature that fires, and its index
     error:Tensor    # (b t) effect of what the reconstruction misses
-    bias:Tensor     # (b t) effect of the decoder's bias
+    bias:Tensor     # (b t) effect of the decoder's bias, and of the mean that is added back where the SAE takes one off
     def whole(self)->Tensor: # (b t)
         "The effect of the site: the sum of its parts."
         return self.features.values.sum(-1) + self.error + self.bias
@@ -661,14 +703,15 @@ def direct_effects(
     "What each part of a site writes directly into a logit difference, at every token, with the final norm's scale as it is."
     source, target = model.sites(sae.site)[0], model.sites(sae.out_site or sae.site)[0]
     head, seen = _head(model, target), harvest(model, tokens, [source, target, Site('final_resid')])
-    rows = lambda ids: head[torch.as_tensor(ids, device=head.device)]
-    towards = rows(right) - (head.mean(0) if wrong is None else rows(wrong))
+    rows = lambda ids, name: head[_answers(ids, name, tokens, len(head))]
+    towards = rows(right, 'right') - (head.mean(0) if wrong is None else rows(wrong, 'wrong'))
     reader = model.final_norm.scale(seen[Site('final_resid')])*(towards if towards.ndim != 2 else towards[:, None])
     values, index = found = active_features(sae, seen[source])
     dot = torch.stack([(sae.W_dec[i].to(r)*r[:, None]).sum(-1) for i,r in zip(index, reader)])
-    if sae.normalise: raise ValueError(f"the SAE at {sae.site} normalises each activation ({sae.normalise}), so its parts are not a sum of features, bias and error: use ablation_effects")
-    missed = seen[target] - sae.decode(found).to(reader)
-    return Parts(Sparse(values*dot, index), (missed*reader).sum(-1), (sae.b_dec.to(reader)*reader).sum(-1))
+    missed = seen[target] - sae.decode(found, seen[source]).to(reader)
+    none = Sparse(torch.zeros_like(values[..., :1]), torch.zeros_like(index[..., :1]))   # what is left of the reconstruction
+    scale, bias = sae.scale(seen[source]), sae.decode(none, seen[source]).to(reader)
+    return Parts(Sparse(values*scale*dot, index), (missed*reader).sum(-1), (bias*reader).sum(-1))
 
 # %% ../nbs/17_features.ipynb #b7b4d6ff
 def clamp(
@@ -677,7 +720,9 @@ def clamp(
     at=None,     # Tokens: all, an int, a list, or one per prompt
 )->dict:         # Taps; raises ValueError for a feature that is not there
     "Set features to a value wherever they fire or not, and change nothing else."
-    index, want = _known(sae, values), torch.tensor(list(map(float, values.values())))
+    if not isinstance(values, dict) or not values: raise ValueError(f"values is {str(values)[:60]}, expected a dict from features to activations, such as {{12: 0.}}")
+    index, want = _known(sae, values), torch.tensor([real_number(v, f'the activation of feature {k}') for k,v in values.items()])
+    if sae.site is None: raise ValueError("this SAE has no site at which its features could be set: make it with SAE(…, site='3.block_out')")
     does = f"set {', '.join(map(str, index[:3].tolist()))}{', …' if len(index) > 3 else ''}"
     if sae.out_site is not None:
         if at is not None: raise ValueError("a transcoder's features are set at all tokens: leave out `at`")
@@ -705,7 +750,7 @@ def ablation_effects(
     top:int=10,    # Tokens on each side
 )->Ablation:       # raises ValueError where it does not fire
     "What changes where a feature is set to 0 and all else is left, the SAE's error too."
-    index, = _known(sae, index).tolist()
+    index, top = _one(sae, index), whole_number(top, 'top', 0, model.config.vocab_size)
     fires = _activation(features_along(model, sae, tokens), index)
     if not (fires > 0).any(): raise ValueError(f"feature {index} does not fire on these {tokens.numel()} tokens: give some on which it does, such as its examples")
     kept = [Site('resid', sae.site.layer)] if isinstance(model, Mamba) and sae.site.layer is not None else []
@@ -755,7 +800,8 @@ def time_kernel(
     skip:int=1,     # Leading tokens at which firings do not count
 )->Kernel:          # raises ValueError for a site that no block reads
     "How much of each feature, written at token s, reaches token t through the next block's hidden attention."
-    layer, index = _reader(model, sae.out_site or sae.site), _known(sae, features)
+    lags, skip, index = whole_number(lags, 'lags'), whole_number(skip, 'skip', 0), _known(sae, features)
+    layer = _reader(model, sae.out_site or sae.site)
     block = model.layers[layer]
     e = block.out_proj.in_features
     enter = block.in_proj.weight[:e] if model.kind == 1 else block.in_proj.weight[e:2*e]
@@ -793,7 +839,7 @@ def _tables(found, model, sae, index, n):
     likes, word = found.prefers(index, n), lambda i: _quoted(found.words([i])[0])
     out = [table([[word(i), share, mean] for i,share,mean in likes['share']], ['token', 'share of firings', 'mean']), table([[word(i), share] for i,share in likes['next']], ['next token', 'share'])]
     if isinstance(model, Mamba) and (sae.out_site or sae.site).name in _WRITERS:
-        up, down = logit_effects(model, sae, [index], n)
+        up, down = logit_effects(model, sae, [index], min(n, model.config.vocab_size))
         out += [table([[word(i), v] for v,i in zip(o.values[0].tolist(), o.index[0].tolist())], [name, 'logit, up to scale']) for name,o in (('makes likelier', up), ('less likely', down))]
     near = nearest(sae, index, n)
     return out + [table([[str(Feature(sae.site, i)), v] for v,i in zip(near.values[0].tolist(), near.index[0].tolist())], ['neighbour', 'cosine'])]
@@ -810,8 +856,9 @@ def card(
     name:str='',   # What somebody calls the feature
 )->Html:           # Self-contained; raises ValueError for a feature that is not there, or a profile of another SAE
     "All about one feature."
-    found.belongs(model, sae)
-    index, = _known(sae, index).tolist()
+    _a_profile(found).belongs(model, sae)
+    index = _one(sae, index)
+    if not isinstance(name, str): raise ValueError(f"name is {str(name)[:60]!r}, expected text")
     n, sample = whole_number(n, 'n', 0), whole_number(sample, 'sample', 0)
     peak = found.max[index].item()
     title = f"<h4>{Feature(sae.site, index)}{f': {html.escape(name)}' if name else ''}</h4>"
@@ -824,6 +871,11 @@ def card(
     for low,high in ((.75, 1.), (.5, .75), (.25, .5), (0., .25)): strips += _strips(found, found.examples(index, sample, (low, high)), f'Sample, activations between the quantiles {low:g} and {high:g}', peak)
     side = lambda parts: f'<div style="display:flex;flex-wrap:wrap;gap:0 2em;font-size:smaller">{"".join(parts)}</div>'
     return _plain_html(title + head + side([drawn]) + side(_tables(found, model, sae, index, n)) + strips)
+
+def _a_profile(found):
+    "The same; ValueError for what is no profile."
+    if not isinstance(found, Profile): raise ValueError(f"expected a Profile, as profile(model, sae, rows) gives, got {type(found).__name__}")
+    return found
 
 def _plain_html(body):
     "A framed page in ASCII, which reads alike whatever encoding is assumed."
@@ -885,8 +937,9 @@ def neuronpedia(
     created:str='1970-01-01T00:00:00Z', # When, ISO 8601
 )->Path:           # The folder of the source; raises ValueError for another SAE's profile or a bad id, OSError where it cannot be written
     "Write a profile in the layout that Neuronpedia's bulk import reads."
-    found.belongs(model, sae)
+    _a_profile(found).belongs(model, sae)
     batch = whole_number(batch, 'batch')
+    if not isinstance(creator, str): raise ValueError(f"creator is {creator!r}, expected text")
     try: datetime.fromisoformat(created)
     except (TypeError, ValueError): raise ValueError(f"created is {created!r}, expected a moment in ISO 8601, such as '2026-01-31T12:00:00Z'") from None
     ids = dict(name=_plain_id(found.setup['model']) if name is None else name, source=_plain_id(str(sae.site)) if source is None else source, release=release)
@@ -929,7 +982,7 @@ def along(
     n:int=8,   # Features to list
 )->Html:       # Raises as `text_tokens`, and for a feature that is not there
     "A feature along a text, and the features that fire most on it."
-    (index,), tokens = _known(sae, index).tolist(), text_tokens(model, text)
+    index, n, tokens = _one(sae, index), whole_number(n, 'n', 0), text_tokens(model, text)
     seen = Sparse(*(o[0] for o in features_along(model, sae, tokens)))
     words, value = token_words(model.tokenizer, tokens[0].tolist()), _activation(seen, index)
     total = torch.zeros(sae.d_sae, dtype=seen.values.dtype, device=tokens.device).index_add_(0, seen.index[1:].flatten(), seen.values[1:].flatten())
@@ -945,7 +998,7 @@ def widget(
 ):             # An `ipywidgets.VBox`: text, choice of SAE, number of the feature, and what they show; raises ValueError for an SAE of another model
     "Type a text, see a feature along it."
     import ipywidgets as w
-    saes = dict(saes) if isinstance(saes, dict) else {str(saes.site): saes}
+    saes = dict(saes) if isinstance(saes, dict) else {str(_an_sae(saes).site): saes}
     for o in saes.values(): fits(model, o)
     typed, choice = w.Text(text, description='text', layout=w.Layout(width='95%')), w.Dropdown(options=list(saes), description='SAE')
     number, out = w.BoundedIntText(index, 0, next(iter(saes.values())).d_sae - 1, description='feature'), w.HTML()

@@ -82,6 +82,7 @@ def read_json(
     except UnicodeDecodeError as e: raise ValueError(f"{file} is no text in UTF-8: byte {e.start} is {e.object[e.start]:#04x}") from e
     except RecursionError as e: raise ValueError(f"{file} is nested too deep to be a file of ours") from e
     except json.JSONDecodeError as e: raise ValueError(f"{file} is damaged or no JSON: {e}") from e
+    except ValueError as e: raise e if str(file) in str(e) else ValueError(f"{file} holds a number that cannot be read: {str(e)[:80]}") from e
     except (IsADirectoryError, PermissionError) as e: raise type(e)(e.errno, f"{file} cannot be read: {e.strerror}") from e
     fields_of(value, str(file), ({} if what is None else dict(what=str)) | needed)
     if what is not None and value['what'] != what: raise ValueError(f"{file} is a {value['what'][:80]!r}, expected a {what!r}")
@@ -94,6 +95,8 @@ def writable(
     own='',      # Glob of older files that the new ones will replace; their room counts as free
 )->Path:         # The folder; raises OSError if it cannot be written or has less room
     "Make `folder` and check, before any work is done, that it can be written and has room."
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder).strip() or '\0' in str(folder):
+        raise ValueError(f"folder is {str(folder)[:60]!r} ({type(folder).__name__}), expected the path of a folder")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -799,6 +799,9 @@ def _about(found, cfg, about, file):
     if not alike or cfg.get('k') not in (None, getattr(kind, 'k', None)):
         raise ValueError(
             f"{file} contradicts itself: at the top it says {found.kind}, under 'mamba_interp' {kind}")
+    if made in (BatchTopK, Matryoshka) and 'running' in own:
+        said, held = real_number(own['running'], f"{name}: 'running'", low=0), found.parts['threshold'].flatten()[0].item()
+        if abs(said - held) > .01*abs(said) + 1e-6: raise ValueError(f"{file} contradicts itself: under 'mamba_interp' it says a threshold of {said:.6g}, and the tensors hold {held:.6g}")
     rest = {k: v for k,v in lens.items() if k not in ('sae_lens_version', 'model_name', 'hook_name', 'hook_name_out')}
     return found._replace(kind=kind, **sites, meta=dict(own.get('meta') or {}) | (dict(saelens=rest) if rest else {}))
 
@@ -850,6 +853,7 @@ def _from_dictionary_learning(folder, activation=None):
     made = _counted(kind, w, cfg, folder/'ae.pt') if kind in (TopK, BatchTopK, Matryoshka) else kind()
     if kind in (BatchTopK, Matryoshka): parts['threshold'] = w.get('threshold', torch.tensor(0.)).clamp_min(0)
     centred = not ('decoder.bias' in w or kind is JumpReLU)
+    fields_of({k: cfg.get(k) for k in ('lm_name', 'submodule_name')}, str(file), dict.fromkeys(('lm_name', 'submodule_name'), (str, type(None))))
     return _Found(made, parts, centred, dict(model=cfg.get('lm_name'), layer=cfg.get('layer'), hook=cfg.get('submodule_name')))
 
 def _dictionary(w, cfg, file, activation):
@@ -896,8 +900,10 @@ def _find(name):
     if name.startswith('house/'): return _shipped(name)
     try: folder = Path(name).expanduser()
     except RuntimeError as e: raise FileNotFoundError(f"no SAE {name!r}: {e}") from e
-    if folder.is_dir(): return folder
-    if folder.is_file():
+    try: there, plain = folder.is_dir(), folder.is_file()
+    except OSError as e: raise FileNotFoundError(f"no SAE {name[:80]!r}…: {e.strerror}") from e
+    if there: return folder
+    if plain:
         raise NotADirectoryError(
             f"{name} is a file; expected the folder that holds it, with one of the files "
             f"{', '.join(_LAYOUTS)}")
@@ -937,7 +943,7 @@ def load(
     "Read an SAE as SAELens, `sparsify` or `dictionary_learning` write it."
     if activation is not None: one_of(activation, 'activation', KINDS)
     folder = settle(_find(name))
-    file = next((o for o in _LAYOUTS if (folder/o).exists()), None)
+    file = next((o for o in _LAYOUTS if (folder/o).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{folder} holds no SAE: expected one of the files {', '.join(_LAYOUTS)}")
     if file != 'ae.pt' and not (folder/'cfg.json').exists():

@@ -249,6 +249,7 @@ def compare(
     minus=None,    # Two names of results: adds a column with their difference
 ):                 # A `figures.table`; raises ValueError for a number that is not there
     "Results side by side, one number per line."
+    fields_of(results, 'results')
     if bad := [k for k in names if k not in METRICS]:
         raise ValueError(f"{bad[0]!r} is no metric; there are {', '.join(METRICS)}")
     gap = difference(*(results[o] for o in minus)) if minus else {}
@@ -400,6 +401,8 @@ def evaluate_saes(
             raise ValueError(f"the SAE {k!r} is a {type(o).__name__}, expected an SAE")
     whole_number(batch, 'batch')
     one_of(skip, 'skip', ('bos',)) if isinstance(skip, str) else None
+    if isinstance(skip, str) and model.tokenizer is None: raise ValueError("skip is 'bos', but this model has no tokenizer that says which token that is: give a number of leading tokens, or a mask")
+    if not isinstance(resampling, Resampling): raise ValueError(f"resampling is {resampling!r}, expected a Resampling")
     rows, keep = _checked(rows, skip, resampling, bos_id(model.tokenizer) if isinstance(skip, str) else None)
     about = origin(model) | ({'model': model.called} if hasattr(model, 'called') else {})
     ends = {k: _ends(k, o, model, about) for k,o in saes.items()}

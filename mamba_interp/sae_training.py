@@ -283,6 +283,9 @@ class _Learner:
         "Find the limit and the scale and start at the geometric median, with the same weights in every process."
         x,target = self.rows(batch)
         if not all(o is None or o.isfinite().all() for o in (x, target)): raise FloatingPointError(self.trouble(x, target, None, None))
+        for site,o in ((self.site, x), (self.out, target)):
+            if o is not None and len(o)>1 and (o==o[0]).all():
+                raise ValueError(f'all {len(o)} activations at {site} in the first batch are the same (SAE {self.name!r}): there is nothing to learn')
         if self.recipe.longest is not None: self.limit = self.recipe.longest*_whole(x).norm(dim=-1).median().item()
         elif (share := _held_by_longest(_whole(x)))>.5 and not _ranks()[0]: warnings.warn(f'1 % of the activations at {self.site} hold {share:.0%} of the variance: what SAE {self.name!r} learns, and its fvu, are of these; fvu_ordinary leaves them out, and SAERecipe(longest=10) does not learn from them')
         x,target = self.rows(batch)
@@ -398,6 +401,7 @@ class _Store:
 def _put_back(load, state, what):
     "Call `load(state)`; ValueError if the state is not what it takes."
     try: load(state)
+    except ValueError as e: raise ValueError(f'{what}: {e}') from e
     except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as e:
         raise ValueError(
             f'{what} does not fit what is trained here ({type(e).__name__}: '
@@ -444,6 +448,8 @@ def _batch(batch):
     found = {Site.parse(k): v for k,v in batch.items()}
     bad = next((f'{k} as a {type(v).__name__}'+(f' of shape {tuple(v.shape)}' if isinstance(v, Tensor) else '') for k,v in found.items() if not isinstance(v, Tensor) or v.ndim!=2 or not v.is_floating_point()), None)
     if bad: raise ValueError(f'the source gives {bad}, expected rows of floats (b d)')
+    if not len(next(iter(found.values()))):
+        raise ValueError(f'the source gives a batch without rows at {next(iter(found))}, expected at least one')
     if len(lengths := {len(v) for v in found.values()})>1:
         raise ValueError(
             f'the source gives batches whose sites have {sorted(lengths)} rows, expected as many at each')
@@ -484,6 +490,14 @@ def _learners(saes, recipe, source, folder):
         raise ValueError(
             'checkpoints need a source with state_dict and load_state_dict, such as `Harvest`; '
             f'{type(source).__name__} has none: use folder=None')
+    twice = [(a, b) for i,a in enumerate(saes) for b in list(saes)[i+1:] if saes[a] is saes[b]]
+    if twice:
+        raise ValueError(
+            f'{twice[0][0]!r} and {twice[0][1]!r} are one and the same SAE, which would be trained twice '
+            'over: give each name its own')
+    if not hasattr(source, '__iter__'):
+        raise ValueError(
+            f'the source is a {type(source).__name__}, expected batches {{Site: (b d)}}, such as a Harvest gives')
     learners = [_Learner(k, v, recipes[k]) for k,v in saes.items()]
     if hasattr(source, 'widths'): _fits(learners, source.widths)
     if hasattr(source, 'model'): _of(learners, source.model)
@@ -525,6 +539,7 @@ def _trained(learners, source, folder, every, log, progress):
         try:
             for batch in _passes(source) if seen<goal else ():
                 if not step: _begin(learners, batch)
+                _fits(learners, {k: v.shape[-1] for k,v in batch.items()})
                 n = _total(len(next(iter(batch.values()))), learners[0].silent.device)
                 stats = [o.step(batch, seen, n) for o in learners]
                 step,seen = step+1,seen+n

@@ -148,10 +148,16 @@ def _csv(path, column, skip):
     rows = csv.reader(_lines(path), delimiter='\t' if '.tsv' in path.name.lower() else ',', strict=True)
     names = _csv_row(rows, path)
     if names is None: return
+    if names.count(column) > 1:
+        raise ValueError(f"{path} has {names.count(column)} columns {column!r}, expected one")
     for i in range(2**62):
         if (row := _csv_row(rows, path)) is None: return
+        where = f'line {rows.line_num} of {path}'
+        if len(row) > len(names):
+            raise ValueError(f"{where} has {len(row)} fields, but there are {len(names)} columns: a text that "
+                             f"holds the separator stands between quotes")
         if i >= skip and row:
-            yield i, (where := f'line {rows.line_num} of {path}'), [_field(dict(zip(names, row)), column, where)]
+            yield i, where, [_field(dict(zip(names, row)), column, where)]
 
 def _csv_row(rows, path):
     limit = csv.field_size_limit(LONGEST)
@@ -200,6 +206,10 @@ def _files(path):
         raise ValueError(f"{path} is or holds no {', '.join(_KINDS)} file (.gz and .zst as well), nor "
                          f".parquet")
     return found
+
+def _column(column):
+    if not isinstance(column, str): raise ValueError(f"column is {column!r}, expected the name of a column as text")
+    return column
 
 def _paths(paths):
     "A list of paths, as text; raises ValueError for anything else."
@@ -253,7 +263,7 @@ def _rows_of(rows, name, column):
             raise OSError(f"the data set{name} cannot be read on from row {i+1:,}: "
                           f"{(str(e).splitlines() or [type(e).__name__])[0]}") from e
         i += 1
-        if column not in o: raise KeyError(f'the data set{name} has no column {column!r}; it has {sorted(o)}')
+        if column not in o: raise ValueError(f'the data set{name} has no column {column!r}; it has {sorted(o)}')
         yield (where := f'row {i:,} of the data set{name}'), _field(o, column, where)
 
 def _joined(blocks, where, most=16*LONGEST):
@@ -272,7 +282,7 @@ def read_texts(
     column:str='text', # Where tables, JSON lines and data sets keep the text
 ):                     # Yields `str`; raises ValueError for a document that is none, naming file and line
     "Documents one at a time; a `.txt` file is one document, a Hugging Face data set is streamed."
-    return (text for _,text in _read(_paths(paths), column))
+    return (text for _,text in _read(_paths(paths), _column(column)))
 
 def _read(paths, column):
     "Place and text of each document."
@@ -425,6 +435,7 @@ def open_text(
     world:int=1, # Number of processes: each gets whole files if they can be dealt out evenly, else every `world`-th document
 ):              # Has `read(place)`, which yields (place, name, blocks) of each document, and `digest()`
     "Open a text that can be read on from a place in it."
+    _column(column)
     if isinstance(source, dict):
         raise ValueError(f"expected one split of a data set, got a dict of {list(source)}: choose one of "
                          f"them")

@@ -41,11 +41,14 @@ def train_tokenizer(
     tok.pre_tokenizer,tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False),decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS], show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    seen = set()
     def counted():
         for i,o in enumerate(checked_texts(texts), 1):
+            seen.add(1)
             yield from (piece for _,piece in pieces(o, None, where=f'document {i}'))
         for o in words: yield from [o]*weight
     tok.train_from_iterator(counted(), trainer)
+    if not seen and not words: raise ValueError("there is no document to learn from: texts is empty, or an iterator that was read before")
     split = [o for o in words if len(tok.encode(o).ids)!=1]
     if split:
         raise ValueError(f"{len(split)} words are not one token, such as {', '.join(map(repr,split[:3]))}: "
@@ -130,6 +133,7 @@ def _split(texts, tokenizer, valid, seed):
     rng, parts, bos = random.Random(seed), ([], []), bos_id(tokenizer)
     for _,document in groupby(_encoded(texts, tokenizer), lambda o: o[0]):
         parts[rng.random() < valid].append(np.concatenate([np.array([bos], np.uint16), *(o for _,o in document)]))
+    if not any(parts): raise ValueError("there is no document to pack: texts is empty, or an iterator that was read before")
     return tuple(np.concatenate(o) if o else np.zeros(0, np.uint16) for o in parts), [len(o) for o in parts]
 
 # %% ../nbs/06_training.ipynb #11af799e
@@ -139,8 +143,9 @@ def text_rows(
 )->Callable:
     "Rows of consecutive text from anywhere in the stream."
     whole_number(bos, 'bos', 0)
-    if np.ndim(stream) != 1:
-        raise ValueError(f"expected a stream of token ids (n), as pack gives, got shape {np.shape(stream)}")
+    if np.ndim(stream) != 1 or np.asarray(stream[:1]).dtype.kind not in 'iu':
+        raise ValueError(f"expected a stream of whole token ids (n), as pack gives, got "
+                         f"{getattr(stream, 'dtype', type(stream).__name__)} of shape {np.shape(stream)}")
     def rows(rng, n, length):
         if len(stream)<length: raise ValueError(f'the text has {len(stream)} tokens, a row needs {length}')
         starts = [rng.randrange(len(stream)-length+2) for _ in range(n)]
@@ -175,6 +180,7 @@ def repeat_rows(
 )->Callable:
     "Rows of random segments, each passed over several times; what counts is every pass but the first, from its second token on in the second."
     pool = _pool(pool, lengths, 'lengths', times, 'times', bos=bos)
+    if times[1]<2: raise ValueError(f'times is {times!r}, but only passes after the first count: expected two or more')
     if len(pool)<lengths[1]: raise ValueError(f'{len(pool)} tokens are too few for segments of {lengths[1]}')
     def rows(rng, n, length):
         def piece():
@@ -228,6 +234,10 @@ class Mixture:
         stages,       # List of `Stage`, the first starting at 0
         seed:int=0,   # Decides every batch
     ):
+        if not isinstance(sources, dict):
+            raise ValueError(f"sources is a {type(sources).__name__}, expected a dict from names to functions")
+        if not isinstance(stages, (list, tuple)):
+            raise ValueError(f"stages is a {type(stages).__name__}, expected a list of Stage")
         self.sources,self.stages,self.seed = dict(sources),tuple(stages),seed
         if bad := [k for k,o in self.sources.items() if not callable(o)]:
             raise ValueError(f"source {bad[0]!r} is {type(self.sources[bad[0]]).__name__}, expected a "
@@ -239,7 +249,7 @@ class Mixture:
             raise ValueError(f'stages start at {self._starts}; they must start at 0 and rise')
         for o in self.stages:
             if bad := sorted(set(o.weights)-set(self.sources)):
-                raise KeyError(f'there is no source {bad[0]!r}; there are {sorted(self.sources)}')
+                raise ValueError(f'there is no source {bad[0]!r}; there are {sorted(self.sources)}')
     def _shares(self, stage):
         return {k:stage.weights.get(k,0)/sum(stage.weights.values()) for k in self.sources}
     def stage(self,
@@ -482,6 +492,8 @@ def _numbers(found):
     "What `evaluate` returned, as numbers that a checkpoint can hold."
     if not isinstance(found, dict):
         raise ValueError(f"evaluate returned {type(found).__name__}, expected a dict of numbers")
+    if bad := sorted({'step', 'loss'} & set(found)):
+        raise ValueError(f"evaluate returned {bad[0]!r}, which the history has already: give it another name")
     found = {k: o.item() if callable(getattr(o, 'item', None)) and getattr(o, 'ndim', 0) == 0 else o for k,o in found.items()}
     try: json.dumps(found)
     except (TypeError, ValueError) as e:

@@ -4,15 +4,17 @@ import copy, errno, gzip, json, os, re, subprocess, sys
 import pytest, torch
 from mamba_interp import features
 from mamba_interp.activations import Rows
-from mamba_interp.copy_features import copy_features, repeats
+from mamba_interp.copy_features import copy_features, forget, repeats
 from mamba_interp.explorer import Explorer, browse, read, sample_rows
 from mamba_interp.feature_circuits import FeatureScores, Node, feature_scores, in_order, rank
 from mamba_interp.features import Profile, card, clamp, neuronpedia, profile, text_tokens, token_words
 from mamba_interp.files import only_writer
 from mamba_interp.ioi_features import first_reach, verdict
 from mamba_interp.model import Mamba
-from mamba_interp.sae import SAE, BatchTopK, JumpReLU, TopK
+from mamba_interp.sae import SAE, BatchTopK, JumpReLU, TopK, splice
+from mamba_interp.sae_metrics import evaluate_sae
 from mamba_interp.sites import Site
+from mamba_interp.taps import record
 from mamba_interp.tasks import encode
 
 SITE = '1.block_out'
@@ -326,3 +328,70 @@ def test_a_claim_is_judged_by_what_it_counts():
     assert verdict((1., .95, 1.06), (1, float('inf'))) == 'no difference shown'
     counts = [[5, 9], [5, 10]]    # of ten nodes, nine or ten are counted
     assert first_reach(counts, [[.2, .9], [.2, .9]], .9).tolist() == pytest.approx([9, 10])
+
+# SAEs that normalise each activation
+
+@pytest.mark.parametrize('normalise', (None, 'layer_norm', 'rescale'))
+@pytest.mark.parametrize('kind', (TopK(4), JumpReLU(.1, threshold=.05)), ids=str)
+def test_the_length_of_an_activation_is_in_what_its_features_do(model, rows, kind, normalise):
+    "pre-6 layer_norm files: parts, clamps and ablations are those of the spliced reconstruction, whose rows carry each token's scale."
+    exact, sae = copy.deepcopy(model).double(), sae_of(kind=kind, normalise=normalise).double()
+    sae.b_dec.normal_(generator=torch.Generator().manual_seed(1))
+    x, last = (record(exact, rows, o)[o] for o in (sae.site, Site('final_resid')))
+    z = sae.encode(x)
+    most, right = int(z.sum((0, 1)).argmax()), torch.arange(len(rows))
+    without = lambda f, to=0.: f.index_fill(-1, torch.tensor([most]), to)
+    head = exact.lm_head.weight*exact.final_norm.weight
+    written = lambda o: (o*exact.final_norm.scale(last)*(head[right] - head.mean(0))[:, None]).sum(-1)
+    with torch.no_grad():
+        parts, whole = features.direct_effects(exact, sae, rows, right), sae(x)
+        one = (parts.features.values*(parts.features.index == most)).sum(-1)
+        for got, want in ((one, written(whole - sae.decode(without(z), x))), (parts.error, written(x - whole)), (parts.bias, written(sae.decode(torch.zeros_like(z), x))), (parts.whole(), written(x))):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        for to in (0., 3.):
+            spliced = exact(rows, splice(sae, error=True, edit=lambda f: without(f, to)))
+            torch.testing.assert_close(exact(rows, clamp(sae, {most: to})), spliced, rtol=1e-9, atol=1e-9)
+
+def test_a_profile_knows_what_is_done_to_activations_first(model, found):
+    "01_profile_of_another_sae: the same weights, read after a layer norm."
+    refused('layer_norm', card, model, sae_of(normalise='layer_norm'), found, 1)
+
+# arguments
+
+@pytest.fixture(scope='module')
+def sae(): return sae_of()
+
+@pytest.mark.parametrize('says,call', [
+    ('expected an SAE', lambda m, s, p, r: profile(m, 'house/3.block_out', r)), ('expected an SAE', lambda m, s, p, r: card(m, None, p, 1)), ('expected an SAE', lambda m, s, p, r: features.widget(m, 3)),
+    ('expected a Profile', lambda m, s, p, r: card(m, s, None, 1)), ('expected a Profile', lambda m, s, p, r: neuronpedia(m, s, 'p', '.')), ("name is '3'", lambda m, s, p, r: card(m, s, p, 1, name=3)), ('creator is 3', lambda m, s, p, r: neuronpedia(m, s, p, '.', creator=3)),
+    ('n is -1', lambda m, s, p, r: p.examples(3, n=-1)), ("n is 'x'", lambda m, s, p, r: p.prefers(3, n='x')), ('n is 1.5', lambda m, s, p, r: p.search(5, n=1.5)), ('the folder of a profile', lambda m, s, p, r: Profile.load(3)), ("folder is '3'", lambda m, s, p, r: p.save(3)),
+    ('top is 62', lambda m, s, p, r: features.logit_effects(m, s, top=62)), ('scale is nan', lambda m, s, p, r: features.logit_effects(m, s, scale=float('nan'))), ('n is -1', lambda m, s, p, r: features.nearest(s, 3, n=-1)), ('at_once is 0', lambda m, s, p, r: features.active_features(s, torch.zeros(3, 24), at_once=0)),
+    ('right runs from 99', lambda m, s, p, r: features.direct_effects(m, s, r, 99)), ('right runs from -1', lambda m, s, p, r: features.direct_effects(m, s, r, -1)), ('of shape (7,)', lambda m, s, p, r: features.direct_effects(m, s, r, torch.arange(7))), ('holds float32', lambda m, s, p, r: features.direct_effects(m, s, r, 1.5)), ("right is 'the'", lambda m, s, p, r: features.direct_effects(m, s, r, 'the')), ('wrong runs', lambda m, s, p, r: features.direct_effects(m, s, r, 1, 61)),
+    ('expected a dict', lambda m, s, p, r: clamp(s, [3])), ('expected a dict', lambda m, s, p, r: clamp(s, {})), ('the activation of feature 3 is nan', lambda m, s, p, r: clamp(s, {3: float('nan')})), ("feature 3 is 'x'", lambda m, s, p, r: clamp(s, {3: 'x'})), ('no site', lambda m, s, p, r: clamp(SAE(24, 64, TopK(4)), {3: 1.})),
+    ('expected one feature', lambda m, s, p, r: features.ablation_effects(m, s, [1, 2], r)), ('expected one feature', lambda m, s, p, r: card(m, s, p, None)), ('top is 99', lambda m, s, p, r: features.ablation_effects(m, s, int(p.count.argmax()), r, top=99)), ('lags is 0', lambda m, s, p, r: features.time_kernel(m, s, r, lags=0)), ('skip is -1', lambda m, s, p, r: features.time_kernel(m, s, r, skip=-1)),
+    ('is no feature', lambda m, s, p, r: features.Feature.parse('1.resid/²')), ('is no node', lambda m, s, p, r: Node.parse('1.resid/²')), ('is no node', lambda m, s, p, r: Node.parse('1.resid/3 @ ²')), ('is no node', lambda m, s, p, r: Node.parse(3)),
+    ('a layer that forgets is 9', lambda m, s, p, r: forget(m, 3, layers=[9])), ("a layer that forgets is 'a'", lambda m, s, p, r: forget(m, 3, layers='ab')), ('search for is a int', lambda m, s, p, r: browse(p, query=3)), ('no tokenizer', lambda m, s, p, r: sample_rows(m, 2, 8)),
+    ('resampling is 3', lambda m, s, p, r: evaluate_sae(m, s, r, resampling=3)), ("skip is 'bos'", lambda m, s, p, r: evaluate_sae(m, s, r, skip='bos')), ('are NaN or infinite in row 0', lambda m, s, p, r: profile(m, _broken(), r, top=2, progress=False))], ids=lambda o: o if isinstance(o, str) else '')
+def test_arguments_that_cannot_be_meant(model, sae, found, rows, says, call):
+    "reliability, profile and features: what is no SAE, profile, number, token or feature, told before the run."
+    refused(says, call, model, sae, found, rows)
+
+def _broken():
+    sae = sae_of()
+    sae.b_enc.fill_(float('nan'))
+    return sae
+
+def test_a_profile_that_does_not_fit_memory_is_told_first(model, rows):
+    "reliability, profile: `top` and `window` decide how much it takes."
+    for options in (dict(top=10**9), dict(top=10**6, window=(2**16, 2**16))): refused('bytes', profile, model, sae_of(), rows, progress=False, kind=MemoryError, **options)
+
+@pytest.mark.parametrize('name,change', [('top.tokens', lambda o: o + 1000), ('top.row', lambda o: o - 5), ('sample.at', lambda o: o + 10**6), ('next.lost', lambda o: o - 7), ('top.key', lambda o: o.flip(1)), ('top.at', lambda o: o.float())], ids=str)
+def test_examples_that_point_nowhere_are_refused(model, found, tmp_path, name, change):
+    "reliability, profile: tokens outside the vocabulary, places outside the rows, the strongest not first."
+    Profile(found.tensors | {name: change(found.tensors[name])}, found.setup).save(tmp_path)
+    refused(f'{name} ', Profile.load, tmp_path, model)
+
+@pytest.mark.parametrize('says,options', [('saes holds a list', dict(saes=[3])), ("saes['3.block_out'] is a int", dict(saes={'3.block_out': 3})), ('which is no folder', dict(profiles='/nowhere')), ('text is a int', dict(text=3))], ids=str)
+def test_an_explorer_of_what_cannot_be_meant(house, says, options):
+    "reliability, explorer: told at once, and not in a panel."
+    refused(says, Explorer, house, rows=torch.zeros(2, 16, dtype=torch.long), kind=(ValueError, OSError), **options)

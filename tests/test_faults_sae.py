@@ -264,7 +264,7 @@ def test_schedules_that_cannot_be_meant(bad):
 
 SITE = '0.resid'
 def sae(kind=TopK(3), f=64): return SAE(32, f, kind, site=SITE)
-def train(saes=None, source=None, recipe=SAERecipe(20*64), **more): return train_saes(saes or dict(a=sae()), source or Planted(batch=64), recipe, progress=False, log=None, **more)
+def train(saes=None, source=None, recipe=SAERecipe(20*64), **more): return train_saes(dict(a=sae()) if saes is None else saes, source or Planted(batch=64), recipe, progress=False, log=None, **more)
 
 @pytest.mark.parametrize('name', ['../../evil', '/tmp/evil', 'a/../../b', '', ' ', '..', 'a\0b', 3, None])
 def test_names_stay_in_the_folder(name, tmp_path):
@@ -359,7 +359,7 @@ def test_long_activations_are_told_of_and_left_out():
         found[longest] = last['fvu'], last['fvu_ordinary'], fvu(made)
     assert found[None][1] > 2*found[None][0]
     assert found[10.][2] < .7*found[None][2] and found[10.][1] < found[None][1]
-    told('nothing left', lambda: train(source=({SITE: torch.full((8, 32), float(o))} for o in (1, 100)), recipe=SAERecipe(64, longest=2)), 'longer than')
+    told('nothing left', lambda: train(source=({SITE: o*(1 + .01*torch.randn(8, 32))} for o in (1., 100.)), recipe=SAERecipe(64, longest=2)), 'longer than')
 
 def test_a_threshold_is_kept_in_float32():
     "11_bfloat16: a BatchTopK in half precision follows its threshold, and fires k at use."
@@ -405,3 +405,25 @@ def test_fvu_of_the_ordinary_and_of_the_middle():
     sae.W_dec[0] = sae.W_enc[0] = torch.ones(24)/24**.5
     found = evaluate_sae(model, sae, rows)
     assert found['fvu'][0] < 1e-3 < .3 < found['fvu_ordinary'][0] and found['fvu_median'][0] > .3
+
+@pytest.mark.parametrize('says,call', [('one and the same SAE', lambda: train((lambda o: dict(a=o, b=o))(sae()))), ('without rows', lambda: train(source=[{SITE: torch.zeros(0, 32)}])), ("needs 0.resid, but the source gives 1.resid", lambda: train(source=[{SITE: torch.randn(64, 32)}, {'1.resid': torch.randn(64, 32)}])), ('have width 31', lambda: train(source=[{SITE: torch.randn(64, 32)}, {SITE: torch.randn(64, 31)}])),
+    ('nothing to learn', lambda: train(source=[{SITE: torch.zeros(64, 32)}]*30)), ('nothing to learn', lambda: train(source=[{SITE: torch.ones(64, 32)}]*30)), ('the source is a int', lambda: train(source=3))], ids=lambda o: o if isinstance(o, str) else '')
+def test_batches_that_nothing_can_be_learnt_from(says, call):
+    "reliability, SAE training: one SAE under two names, batches that change on the way, activations that are all the same."
+    told(says, call, says)
+
+def test_a_threshold_that_is_said_twice(tmp_path):
+    "03_tensors_that_are_not_used: of a BatchTopK the tensors and cfg.json hold the running threshold; they have to agree."
+    made = SAE(8, 16, BatchTopK(2), site=SITE)
+    made.running.fill_(.5)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        made.save(tmp_path/str(dtype), dtype)
+        assert abs(SAE.load(tmp_path/str(dtype)).running - .5) < .01
+    file = tmp_path/'torch.float32'/'cfg.json'
+    file.write_text(file.read_text().replace('"running": 0.5', '"running": 5.0'))
+    told('threshold', lambda: SAE.load(tmp_path/'torch.float32'), 'contradicts itself', '0.5')
+    file.write_text(file.read_text().replace('"running": 5.0', '"running": "x"'))
+    told('threshold', lambda: SAE.load(tmp_path/'torch.float32'), "'running'")
+
+@pytest.mark.parametrize('name', ['a'*5000, '\ud800', 'a/'*3000])
+def test_names_that_no_disk_holds(name): told(name[:9], lambda: SAE.load(name))

@@ -555,3 +555,41 @@ def test_broken_off_by_an_exception():
     with pytest.raises(FloatingPointError, match='lower the learning rate'):
         train(model, circle, Recipe(steps=200, lr=1e6, warmup=1, clip=1e9), progress=False)
     assert not model.training
+
+# Of every kind, what was still taken
+
+@pytest.mark.parametrize('name,text,words', [('a.csv', 'id,text\n1,hello, world\n', ('line 2', '3 fields')), ('b.csv', 'text,text\na,b\n', ("2 columns 'text'",)), ('c.tsv', 'text\tid\na\t1\tb\n', ('line 2', '3 fields'))])
+def test_a_row_of_another_width_is_no_row(tmp_path, name, text, words):
+    "13_text_files: a text with a separator in it is not cut at it, and of two columns of one name none is chosen."
+    (tmp_path/name).write_text(text)
+    said(lambda: list(read_texts(tmp_path/name)), name, *words)
+
+@pytest.mark.parametrize('column', [None, 3, ['text']])
+def test_a_column_is_text(tmp_path, tokenizer, column):
+    "reliability, text: a column that is no name."
+    (tmp_path/'a.jsonl').write_text(LINE)
+    said(lambda: list(read_texts(tmp_path/'a.jsonl', column)), 'column is')
+    said(lambda: Rows(tmp_path/'a.jsonl', tokenizer, 16, column=column), 'column is')
+
+def test_ids_and_positions_of_an_array():
+    "reliability, cache and Harvest: negative ids, ids that no whole number of 64 bits holds, a position behind the end."
+    for ids in (np.arange(40) - 5, np.full(40, 2**63 + 5, dtype=np.uint64)): said(lambda: list(Rows(ids, length=8)), 'holds token id -')
+    state = Rows(np.arange(40), length=8).state_dict()
+    for rows in (5, 0): Rows(np.arange(40), length=8).load_state_dict(state | dict(rows=rows))
+    said(lambda: Rows(np.arange(40), length=8).load_state_dict(state | dict(rows=6)), 'rows of a position of Rows is 6')
+
+def test_nothing_to_learn_from(tmp_path, tokenizer):
+    "reliability, text: an iterator that was read before, sources and stages of another kind, names that a history has."
+    said(lambda: train_tokenizer(iter(()), vocab_size=300), 'no document')
+    said(lambda: pack(iter(()), tokenizer), 'no document')
+    said(lambda: text_rows(np.zeros(50)), 'float64')
+    said(lambda: repeat_rows(range(1, 40), times=(1, 1)), 'times is (1, 1)')
+    for sources, stages in ((None, []), ([1], []), ({}, None), ({}, Stage(0, 1, 1, dict(a=1)))): said(lambda: Mixture(sources, stages), 'expected a')
+    batch = lambda step: torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(step))
+    for name in ('step', 'loss'): said(lambda: train(Mamba.tiny(), batch, Recipe(2, warmup=1), every=1, evaluate=lambda m: {name: 1.}, progress=False), repr(name))
+    said(lambda: train(Mamba.tiny(), batch, Recipe(2, warmup=1), 3, progress=False), 'folder is')
+
+def test_a_number_too_long_in_a_file(tmp_path):
+    "reliability, cache: JSON that Python's own reader refuses is told with the file's name."
+    (tmp_path/'manifest.json').write_text('{"tokens": ' + '9'*5000 + '}')
+    said(lambda: Cached(tmp_path), 'manifest.json')
