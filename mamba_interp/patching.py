@@ -12,7 +12,7 @@ from .checks import one_of
 from .model import Mamba, Memory
 from .sites import Site, token_index
 from .statistics import Estimate, mean_estimate
-from .taps import Tap, mean_over_prompts, record, replace
+from .taps import Tap, record, replace, site_mean
 from .tasks import Task
 
 # %% ../nbs/07_patching.ipynb #ff9141ac
@@ -109,7 +109,7 @@ def source_values(
     if how == 'resample': return record(model, partner, sites)
     if how == 'zero': return {s: torch.zeros_like(v) for s,v in record(model, partner, sites).items()}
     both, end = record(model, torch.cat([task.clean, task.corrupt]), sites), task.positions['end'].repeat(2)
-    return {s: mean_over_prompts(v, end).expand(len(task), *v.shape[1:]) for s,v in both.items()}
+    return {s: site_mean(s, v, end, partner.shape[1]).expand(len(task), *v.shape[1:]) for s,v in both.items()}
 
 def _first_token(site, value):
     "Taps that put `value` (b …) in place of `site` at the first token of a run."
