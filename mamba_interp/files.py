@@ -17,7 +17,8 @@ def as_path(
     file, # A file's or folder's name
 )->Path:  # raises ValueError for what cannot be one
     "A path from text or a `Path`."
-    if isinstance(file, (str, Path)) and str(file) and '\0' not in str(file): return Path(file)
+    text = os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
+    if isinstance(text, str) and text and '\0' not in text: return Path(text)
     raise ValueError(f"a file's name is {str(file)[:60]!r} ({type(file).__name__}), expected text or a Path")
 
 def write_file(
