@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from .attribution import METHODS, check_run, exactly, missed, needs_mamba, points
 from .checks import fields_of, one_of, real_number, same_run, whole_number
-from .files import only_writer, read_json, writable, write_json
-from .graph import KINDS, Edge, EdgePatcher, Graph, Spans, check_graph
+from .files import as_path, only_writer, read_json, writable, write_json
+from .graph import KINDS, Edge, EdgePatcher, Graph, Spans, _check_spans, check_graph
 from .model import Mamba, conv_terms, fingerprint
 from .patching import contrast
 from .sites import SITES, SITES2, Site, all_sites
@@ -51,6 +51,10 @@ def _holds(graph, edge):
     if kind == 'time' and graph.spanned: return (edge.since, edge.at) in graph.pairs
     return edge.at in labels and (kind != 'time' or edge.since in labels and (edge.at is None or edge.since <= edge.at))
 
+def _circuit(value):
+    "Refuse what is no circuit."
+    if not isinstance(value, Circuit): raise ValueError(f"expected a `Circuit`, got a {type(value).__name__}; `Circuit.of(graph, mask)` makes one of a mask")
+
 @dataclass(frozen=True, eq=False)
 class Circuit:
     "Some edges of a graph, and how they were found; combines with `&`, `|`, `-` and `^`."
@@ -59,6 +63,8 @@ class Circuit:
     how:dict=field(default_factory=dict) # Method, threshold, task, model, …; anything that JSON holds
     def __post_init__(self):
         if isinstance(self.keep, (str, Edge)): raise ValueError(f"a circuit keeps a list of edges, got the single edge {str(self.keep)!r}")
+        if not isinstance(self.graph, Graph): raise ValueError(f"the graph of a circuit is a {type(self.graph).__name__}, expected a `Graph`")
+        if not isinstance(self.keep, Iterable): raise ValueError(f"a circuit keeps a list of edges, got {self.keep!r}")
         keep = frozenset(map(Edge.parse, self.keep))
         for edge in sorted(str(o) for o in keep if not _holds(self.graph, o)): self.graph.index(edge)
         object.__setattr__(self, 'keep', keep)
@@ -88,19 +94,21 @@ class Circuit:
         found = Counter(o.kind for o in self.keep)
         return {k: found[k] for k in self.graph.kinds}
 
-    def _with(self, other, sign, keep):
+    def _with(self, other, sign, combine):
+        _circuit(other)
         if self.graph != other.graph: raise ValueError(f"circuits combine within one graph, but these are of {self.graph!r} and {other.graph!r}")
-        return Circuit(self.graph, keep, dict(method=f"({self.how.get('method', '?')}) {sign} ({other.how.get('method', '?')})", of=[self.how, other.how]))
-    def __and__(self, other): return self._with(other, '&', self.keep & other.keep)
-    def __or__(self, other): return self._with(other, '|', self.keep | other.keep)
-    def __sub__(self, other): return self._with(other, '-', self.keep - other.keep)
-    def __xor__(self, other): return self._with(other, '^', self.keep ^ other.keep)
+        return Circuit(self.graph, combine(self.keep, other.keep), dict(method=f"({self.how.get('method', '?')}) {sign} ({other.how.get('method', '?')})", of=[self.how, other.how]))
+    def __and__(self, other): return self._with(other, '&', frozenset.__and__)
+    def __or__(self, other): return self._with(other, '|', frozenset.__or__)
+    def __sub__(self, other): return self._with(other, '-', frozenset.__sub__)
+    def __xor__(self, other): return self._with(other, '^', frozenset.__xor__)
 
 def jaccard(
     a:Circuit, # A circuit
     b:Circuit, # Another, of the same graph
 )->float:      # Edges in both over edges in either; 1 if both are empty
     "How much two circuits share."
+    _circuit(a)
     either = len(a | b)
     return len(a & b)/either if either else 1.
 
@@ -131,7 +139,7 @@ def save(self:Circuit,
     file, # Where to; its folder is made if need be
 ):        # raises OSError where that cannot be written, ValueError for a `how` that JSON cannot hold
     "Write the circuit as JSON."
-    file = Path(file)
+    file = as_path(file)
     if file.is_dir(): raise IsADirectoryError(f"{file} is a folder, expected the name of a file in it, such as {file/'circuit.json'}")
     graph = {k: getattr(self.graph, k) for k in Graph.__dataclass_fields__}
     value = dict(what='circuit of mamba_interp', graph=graph, how=self.how, n_edges=len(self), edges=list(map(str, self)))
@@ -298,6 +306,7 @@ def edge_scores(
     check_run('edge_scores', model, task, metric, base)
     whole_number(batch, '`batch`')
     check_graph(graph, model)
+    _check_spans(graph, spans, tuple(task.clean.shape))
     if method == 'exact': return exact_scores(EdgePatcher(model, graph, task, spans, base=base, metric=metric), progress=progress)
     done = [_estimates(model, task[i:i+batch], graph, method, steps, None if spans is None else spans[i:i+batch], metric, base, batch < len(task))
             for i in tqdm(range(0, len(task), batch), disable=not progress, unit='batch')]
@@ -344,9 +353,17 @@ def tie_groups(
     return torch.empty_like(group).index_copy_(0, order, group)
 
 # %% ../nbs/10_circuits.ipynb #70bddad2
+def _scores(scores):
+    "Refuse what are no scores: a number of each edge on each prompt."
+    if not isinstance(scores, Scores): raise ValueError(f"expected `Scores`, such as `edge_scores` gives, got a {type(scores).__name__}")
+    shape = tuple(scores.values.shape) if isinstance(scores.values, Tensor) else type(scores.values).__name__
+    good = len(shape) == 2 and shape[0] and shape[1] == len(scores.graph) and scores.values.is_floating_point()
+    if not good: raise ValueError(f"the values of scores are {shape}, expected floating-point numbers (b {len(scores.graph)}) of at least one prompt")
+
 def _sizes(scores, by):
     "(E) what a ranking sorts by: larger is more important."
     one_of(by, '`by`', ('mean', 'each', 'signed'))
+    _scores(scores)
     values = scores.values.detach().double().cpu()
     if n := int(values.isnan().any(0).sum()): raise ValueError(f"{n} of {values.shape[1]} edges have no score: score all of them, or use `exact_scores` on these for comparison only")
     if not values.isfinite().all(): raise ValueError(f"the score of {str(scores.graph.edges[int((~values.isfinite()).any(0).nonzero()[0])])!r} is infinite, expected finite numbers")
@@ -456,7 +473,7 @@ class _Evaluations:
 def _own(file):
     "Hold a file for this process, if there is one; raises OSError before any work where it cannot be written."
     if file is None: yield None; return
-    file = Path(file)
+    file = as_path(file)
     if file.is_dir(): raise IsADirectoryError(f"the checkpoint {file} is a folder, expected the name of a file in it, such as {file/'acdc.json'}")
     writable(file.parent)
     with only_writer(file.parent, file.name): yield file
@@ -477,6 +494,7 @@ def acdc(
     graph, tried, keep = _search_space(patcher, order, start)
     chunk = min(whole_number(chunk, '`chunk`'), len(tried)) if chunk is not None else len(tried)
     _differs(patcher)
+    if by is not None: _measure(by)
     about = _patched(patcher) | dict(method='acdc', threshold=threshold, tried=_hash([list(map(str, graph.edges)), keep.tolist(), tried]), chunk=chunk)
     about |= {k: f'{getattr(patcher, k).double().mean():.3g}' for k in ('plain', 'ablated')} | ({} if by is None else dict(by=_name(by)))
     with _own(checkpoint) as file: keep, known, close = _walk(patcher, keep, tried, threshold, chunk, by, _Evaluations(file, about), progress)
@@ -486,7 +504,7 @@ def acdc(
 def _walk(patcher, keep, tried, threshold, chunk, by, known, progress):
     "The edges that stay, the evaluations, and how many decisions were within rounding of the threshold."
     from tqdm.auto import tqdm
-    measure = (lambda mask: float(patcher.metric(~mask).double().mean())) if by is None else lambda mask: float(by(patcher, mask))
+    measure = (lambda mask: float(patcher.metric(~mask).double().mean())) if by is None else lambda mask: _measured(by, patcher, mask)
     value = lambda mask: known(mask, lambda: measure(mask))
     now, chunks, close = value(keep), [tried[i:i+chunk] for i in range(0, len(tried), chunk)][::-1], 0
     with tqdm(total=len(tried), disable=not progress, unit='edge') as bar:
@@ -528,11 +546,25 @@ def _sequence(graph, order):
     return ranking(order)[::-1]
 
 # %% ../nbs/10_circuits.ipynb #06936de3
+def _measure(by):
+    if not callable(by): raise ValueError(f"`by` is {str(by)[:60]!r}, expected a function `by(patcher, mask)` that gives a number, such as `share`")
+
+def _measured(by, patcher, mask):
+    "What a measure says of a circuit; ValueError unless it is one finite number."
+    try: value = by(patcher, mask)
+    except TypeError as e: raise ValueError(f"the measure {_name(by)} fails: {e}; expected a function `by(patcher, mask)` that gives a number") from e
+    return real_number(value, f'what the measure {_name(by)} gives')
+
+def _kept(patcher, mask):
+    "A mask of a patcher's edges, checked; a patcher of `nodes` checks its own."
+    return mask if hasattr(patcher, 'nodes') else mask_of(_graph(patcher, 'metric', 'plain', 'ablated'), mask)
+
 def share(
     patcher:EdgePatcher, # The model on some prompts
     mask:Tensor,         # (E) bool: the edges that are kept
 )->float:                # 0 with no edge kept, 1 with all
     "How much of the way from the ablated metric to the plain one is left (faithfulness, MIB 2025)."
+    mask = _kept(patcher, mask)
     low, high = patcher.ablated.double().mean(), patcher.plain.double().mean()
     if low == high: raise ValueError("the mean metric is the same with all edges patched as with none, so no share of it can be reached: does it depend on the model?")
     return float((patcher.metric(~mask).double().mean() - low)/(high - low))
@@ -542,20 +574,21 @@ def accuracy(
     mask:Tensor,         # (E) bool: the edges that are kept
 )->float:                # 0 to 1
     "Share of prompts whose right answer is ahead of the wrong one."
-    return float(patcher.task.accuracy(patcher.logits(~mask)).double().mean())
+    return float(patcher.task.accuracy(patcher.logits(~_kept(patcher, mask))).double().mean())
 
 def mean_change(
     patcher:EdgePatcher, # The model on some prompts
     mask:Tensor,         # (E) bool: the edges that are kept
 )->float:                # In units of the metric; 0 with all edges kept
     "How far the circuit's metric is from the model's: the mean of |difference| over prompts."
-    return float((patcher.metric(~mask) - patcher.plain).double().abs().mean())
+    return float((patcher.metric(~_kept(patcher, mask)) - patcher.plain).double().abs().mean())
 
 def mean_kl(
     patcher:EdgePatcher, # The model on some prompts
     mask:Tensor,         # (E) bool: the edges that are kept
 )->float:                # Nats; 0 with all edges kept
     "KL(model ‖ circuit) of the next token at `end`, mean over prompts."
+    mask = _kept(patcher, mask)
     whole, part = (patcher.logits(o).double().log_softmax(-1) for o in (torch.zeros_like(mask), ~mask))
     return float((whole.exp()*(whole - part)).sum(-1).mean())
 
@@ -605,11 +638,12 @@ def minimal_set(
     "The smallest prefix of a ranking, of those measured, that reaches a target on two sets of prompts; and what it reaches on a third."
     from tqdm.auto import tqdm
     real_number(target, 'the target'), whole_number(points, '`points`', 2)
-    for o in (find, held_out, fresh): o is None or _fits(o, scores.graph)
+    _measure(by), _scores(scores)
+    for o in (find, held_out, *[fresh]*(fresh is not None)): _fits(o, scores.graph)
     (order, group), seen = _ranked(scores, helpful, 'mean'), {}
     with tqdm(disable=not progress, unit='size') as bar:
         def measure(n):
-            if n not in seen: seen[n] = tuple(by(o, _prefix(scores, order, n)) for o in (find, held_out)); bar.update()
+            if n not in seen: seen[n] = tuple(_measured(by, o, _prefix(scores, order, n)) for o in (find, held_out)); bar.update()
             return min(seen[n])
         low, high = 0, len(order)
         for n in _grid(low, high, points): measure(n)  # the whole curve; below, only what comes before the first success
@@ -624,7 +658,7 @@ def _reaches(circuit, target, by, find, held_out, fresh):
     "The circuit, with what it reaches on each set of prompts in its `how`."
     each = dict(reached=find, reached_held_out=held_out) | ({} if fresh is None else dict(reached_fresh=fresh))
     about = dict(target=target, by=_name(by), chosen_on='find and held_out', held_out=_patched(held_out).get('prompts_id'))
-    return replace(circuit, how=circuit.how | about | {k: by(o, circuit.mask) for k,o in each.items()})
+    return replace(circuit, how=circuit.how | about | {k: _measured(by, o, circuit.mask) for k,o in each.items()})
 
 def _prefix(scores, order, n):
     mask = torch.zeros(len(scores.graph), dtype=torch.bool)
@@ -656,9 +690,9 @@ def prune(
 )->Circuit:               # No edge of which can go alone; raises ValueError if `circuit` misses the target
     "Drop edges one by one, as long as the target is reached on both sets, until no single edge can go."
     from tqdm.auto import tqdm
-    real_number(target, 'the target')
-    for o in (find, held_out, fresh): o is None or _fits(o, circuit.graph)
-    reached = lambda mask: [by(o, mask) for o in (find, held_out)]
+    real_number(target, 'the target'), _measure(by), _circuit(circuit)
+    for o in (find, held_out, *[fresh]*(fresh is not None)): _fits(o, circuit.graph)
+    reached = lambda mask: [_measured(by, o, mask) for o in (find, held_out)]
     keep, order, removed = circuit.mask.clone(), _sequence(circuit.graph, order), True
     if min(got := reached(keep)) < target: raise ValueError(f"the circuit should reach {_name(by)} {target:g} before it is pruned, but has {got[0]:.3g} where it was found and {got[1]:.3g} on the other set")
     while removed:
@@ -701,6 +735,7 @@ def connected(
     circuit:Circuit, # Any
 )->Circuit:          # The edges that lie on some path from `embed` to `final_resid`
     "A circuit without its dead ends."
+    _circuit(circuit)
     graph, labels = circuit.graph, circuit.graph.labels or (None,)
     pairs = tuple((s, t) for s in labels for t in labels) if graph.spanned else None
     whole = replace(graph, kinds=KINDS, pairs=graph.pairs or pairs)

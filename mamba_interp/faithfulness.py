@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 import numpy as np, torch
 from .checks import one_of, real_number, whole_number
-from .circuits import Circuit, Scores, _ranked, _tie, mask_of, mean_kl, tie_groups, top
+from .circuits import Circuit, Scores, _graph, _ranked, _scores, _tie, mask_of, mean_kl, tie_groups, top
 from .graph import KINDS, EdgePatcher, Graph
 from .sites import Site
 from .statistics import AgainstRandom, Estimate, Resampling, informative, numbers
@@ -44,11 +44,15 @@ class Setting:
         return cls(f'one edge {other}, rest {base}' if alone else f'circuit {base}, rest {other}', f'{how} ablation', what)
 
 # %% ../nbs/11_faithfulness.ipynb #ca666846
+def _is_task(value):
+    if not isinstance(value, Task): raise ValueError(f"expected a `Task`, got a {type(value).__name__}")
+
 def strata_of(
     task:Task,      # With groups, such as a template and a corruption
     together:int=1, # Neighbouring prompts that are one witness
 )->tuple:           # (u) group of each witness, as `Resampling` takes it; raises ValueError for a task without groups, or witnesses that lie across two
     "The fixed cells of a task's design."
+    _is_task(task)
     if task.group is None: raise ValueError(f"the task {task.name!r} has no groups, so its design has no strata")
     group = task.group.cpu()
     if len(group) % whole_number(together, '`together`'): raise ValueError(f"{len(group)} prompts do not divide into groups of {together}")
@@ -72,6 +76,7 @@ def overlap(
     second:Task, # What judges
 )->Overlap:
     "What prompts that judge share with those that chose."
+    _is_task(first), _is_task(second)
     rows = [{tuple(o) for which in (t.clean, t.corrupt) for o in which.tolist()} for t in (first, second)]
     def words(t): return {i for k,at in t.positions.items() if k != 'end' and '+' not in k for i in t.clean.gather(1, at[:, None].to(t.clean.device)).flatten().tolist()}
     here, there = words(first), words(second)
@@ -104,6 +109,7 @@ def live(
     mask,        # (E) bool: what a circuit keeps
 )->torch.Tensor: # (E) bool
     "The kept edges on a path of kept edges from the embedding to the answer."
+    if not isinstance(graph, Graph): raise ValueError(f"expected a `Graph`, got a {type(graph).__name__}")
     if 'depth' not in graph.kinds: raise ValueError(f"paths need edges of kind 'depth', this graph has {', '.join(graph.kinds)}")
     pair, wires = _wiring(graph)
     mask = mask_of(graph, mask)
@@ -117,8 +123,8 @@ def live(
 # %% ../nbs/11_faithfulness.ipynb #07d1ccbd
 def _mask(patcher, circuit):
     "(E) bool: what a circuit, or a mask, keeps."
-    if isinstance(circuit, Circuit) and circuit.graph != patcher.graph: raise ValueError(f'the circuit is of {circuit.graph!r}, but the patcher has {patcher.graph!r}')
-    return mask_of(patcher.graph, circuit.mask if isinstance(circuit, Circuit) else circuit)
+    if isinstance(circuit, Circuit) and circuit.graph != _graph(patcher): raise ValueError(f'the circuit is of {circuit.graph!r}, but the patcher has {patcher.graph!r}')
+    return mask_of(_graph(patcher), circuit.mask if isinstance(circuit, Circuit) else circuit)
 
 def _measure(patcher, masks, resampling, progress=False):
     "Scores (k u) of the circuits `masks`; each that differs in its live edges is run once."
@@ -134,6 +140,8 @@ def _measure(patcher, masks, resampling, progress=False):
 
 def _ends(patcher, resampling):
     "Scores (u) of the fully ablated and of the whole model; raises where they do not differ."
+    _graph(patcher, 'metric', 'plain', 'ablated')
+    if not isinstance(resampling, Resampling): raise ValueError(f"resampling is a {type(resampling).__name__}, expected a `Resampling`")
     bottom, whole = (resampling.units(o) for o in (patcher.ablated, patcher.plain))
     if abs(whole.mean() - bottom.mean()) <= 1e-6*(abs(whole).mean() + abs(bottom).mean()): raise ValueError(f'ablating every edge leaves the mean metric at {whole.mean():.4g}, so faithfulness is not defined; choose prompts, or a metric, on which the clean and the corrupt run differ')
     return bottom, whole
@@ -216,9 +224,11 @@ def curve(
     by='mean',       # What ranks the edges, as for `ranking`; 'signed' as in MIB's script
 )->Curve:            # With the areas; raises ValueError for shares that do not rise within (0, 1]
     "f(k) of a ranking, with CPR and CMD (Mueller et al. 2025)."
+    if not isinstance(shares, (list, tuple, np.ndarray)): raise ValueError(f"shares is {str(shares)[:60]}, expected a list of shares of the edges")
+    _scores(scores)
     shares = [real_number(o, 'a share of the edges', above=0, high=1) for o in shares]
     if not shares or shares != sorted(set(shares)): raise ValueError(f'shares should rise within (0, 1], got {tuple(shares)}')
-    if scores.graph != patcher.graph: raise ValueError(f'the scores are of {scores.graph!r}, but the patcher has {patcher.graph!r}')
+    if scores.graph != _graph(patcher): raise ValueError(f'the scores are of {scores.graph!r}, but the patcher has {patcher.graph!r}')
     n, (order, group) = len(scores.graph), _ranked(scores, False, by)
     sizes = [int(o*n + 1e-9) for o in shares]
     masks = _first_of(order, sizes)
@@ -305,7 +315,9 @@ def random_masks(
     among=None,  # Numbers of the edges to draw from, such as `ranking(scores)[:200]`; for 'uniform', all if None
 )->torch.Tensor: # (k E) random circuits of the same sizes, nested where `masks` are; raises ValueError for another `how`, or too few edges to draw from
     "One random circuit for each of `masks`."
-    rng, graph, masks = np.random.default_rng(seed), patcher.graph, torch.as_tensor(masks)
+    rng, graph = np.random.default_rng(whole_number(seed, 'seed', 0)), _graph(patcher)
+    if not hasattr(masks, '__len__') or isinstance(masks, str) or not len(masks): raise ValueError(f"masks is {str(masks)[:60]!r}, expected circuits (k E) of which each is to be matched")
+    masks = torch.stack([_mask(patcher, o) for o in masks])
     one_of(how, 'how', ('kinds', 'uniform', 'paths'))
     if among is not None and how != 'uniform': raise ValueError(f"edges are drawn among some by how='uniform', not {how!r}")
     sizes = masks.sum(1)
@@ -463,6 +475,7 @@ def equivalence_limits(
     level:float=.05, # The null is rejected where p is below
 )->tuple:         # (most losses' side, least wins' side): rejected at so few wins or fewer, or at so many or more; None if never
     "The numbers of prompts won at which equivalence is rejected."
+    whole_number(n, 'n'), real_number(level, 'level', above=0, below=1)
     rejects = lambda k: sign_test(np.r_[np.ones(k), -np.ones(n - k)], margin)[1] < level
     low = max((k for k in range(n//2 + 1) if rejects(k)), default=None)
     return None if low is None else (low, n - low)
@@ -511,7 +524,7 @@ def hsic_test(
     x, y = informative(x, 'the first sample'), informative(y, 'the second sample')
     if len(x) != len(y): raise ValueError(f"the two samples should be of the same prompts, but have {len(x)} and {len(y)} numbers")
     k, l = _kernel(np.asarray(x, dtype=float)), _kernel(np.asarray(y, dtype=float))
-    rng, n, permutations = np.random.default_rng(seed), len(k), whole_number(permutations, '`permutations`')
+    rng, n, permutations = np.random.default_rng(whole_number(seed, 'seed', 0)), len(k), whole_number(permutations, '`permutations`')
     shuffled = [(k*l[np.ix_(o, o)]).sum() for o in (rng.permutation(n) for _ in range(permutations))]
     found = (k*l).sum()
     return found/(n - 1)**2, (1 + (np.array(shuffled) >= found - 1e-9*n).sum())/(1 + permutations)
@@ -525,7 +538,8 @@ def independence_power(
     seed:int=0,        # Seed of the samples
 )->float:
     "How often `independence_test` would reject scores of this correlation, by simulation."
-    rng, r = np.random.default_rng(seed), real_number(r, 'r', low=-1, high=1)
+    rng, r = np.random.default_rng(whole_number(seed, 'seed', 0)), real_number(r, 'r', low=-1, high=1)
+    whole_number(repeats, 'repeats'), real_number(level, 'level', above=0, below=1)
     def found(r):
         x, noise = rng.standard_normal((2, whole_number(n, 'n', 3)))
         k, l = _kernel(x), _kernel(r*x + (1 - r*r)**.5*noise)

@@ -31,6 +31,8 @@ _ENDS = {(w, r): 'depth' for w in ('embed', 'block_out') for r in ('read_x', 're
     ('x', 'conv'): 'lag', ('z', 'gate'): 'gate', ('state', 'y'): 'time', ('read_x', 'dt'): 'receiver'} | {
     ('u', r): 'receiver' for o in RECEIVERS.values() for r in o if r != 'dt'}
 
+def _digits(text): return text.isascii() and text.isdigit() and len(text) < 10
+
 class Edge(NamedTuple):
     "What `src` passes to `dst`: patching it changes what this one reader receives, and nothing else."
     src:Site          # Who writes
@@ -51,10 +53,10 @@ class Edge(NamedTuple):
         "Read an edge as it is printed."
         if isinstance(text, cls): return text._checked()
         if not isinstance(text, str): raise ValueError(f"{text!r} is no edge: expected an `Edge`, or text such as 'embed -> 0.read_x'")
-        (left, arrow, right), label = str(text).partition(' -> '), lambda o: int(o) if o.isdigit() else o or None
+        (left, arrow, right), label = str(text).partition(' -> '), lambda o: int(o) if _digits(o) else o or None
         (src, _, since), (dst, _, at) = left.partition(' @ '), right.partition(' @ ')
         dst, _, lag = dst.partition(' lag ')
-        if not arrow or not (lag.isdigit() or lag == ''): raise ValueError(f"{text!r} is no edge: expected SITE -> SITE, with a lag and token labels where there are any, such as '5.x -> 5.conv lag 2 @ 7'")
+        if not arrow or not (_digits(lag) or lag == ''): raise ValueError(f"{text!r} is no edge: expected SITE -> SITE, with a lag and token labels where there are any, such as '5.x -> 5.conv lag 2 @ 7'")
         return cls(Site.parse(src), Site.parse(dst), int(lag) if lag else None, label(at), label(since))._checked()
 
     def _checked(self):
@@ -100,7 +102,7 @@ class Spans:
 
 def _names(labels):
     "Different names of spans, as a tuple; raises ValueError for anything else."
-    labels = (labels,) if isinstance(labels, str) else tuple(labels)
+    labels = (labels,) if isinstance(labels, str) else tuple(labels) if hasattr(labels, '__iter__') else ()
     if not labels or not all(isinstance(o, str) and o for o in labels) or len(set(labels)) < len(labels): raise ValueError(f"the labels of spans are {str(labels)[:60]}, expected different names")
     if len(labels) > 1000: raise ValueError(f"there are {len(labels):,} spans, expected at most 1,000: every two of them may be joined by an edge")
     return labels
@@ -111,6 +113,7 @@ def spans(
     rest:str='rest', # Label of all other tokens
 )->Spans:       # raises ValueError for a name that is no position, or a position that is no token
     "Spans of one token per name, and the rest."
+    if not isinstance(task, Task): raise ValueError(f"the task is a {type(task).__name__}, expected a `Task` with named positions")
     names = _names(names)
     if bad := [o for o in names if o not in task.positions]: raise ValueError(f"{bad[0]!r} is no position of this task; it has {', '.join(task.positions)}")
     if rest in names: raise ValueError(f"{rest!r} is the label of all other tokens; it can not also be the name of a position")
@@ -807,6 +810,8 @@ def path_effects(
 )->dict:              # First `Edge` of each path -> (b) change of the metric
     "The effect of every earlier writer along one path: straight to a reader, and from there along `then`."
     check_run('path patching', model, task, options.get('metric'), options.get('base', 'clean'))
+    for k in options: one_of(k, 'an option of path_effects', ('how', 'base', 'metric'))
+    if not isinstance(then, (str, Edge, list, tuple)): raise ValueError(f"`then` is {str(then)[:60]!r}, expected edges from {to} on to final_resid")
     to, then = Site.parse(to), tuple(map(Edge.parse, [then] if isinstance(then, (str, Edge)) else then))
     if ('embed', to.name) not in _ENDS: raise ValueError(f"{to} reads no residual stream; the readers are {', '.join(map(str, Graph.of(model).readers))}, and LAYER.resid for both of a block")
     firsts = [Edge(w, to, at=at) for w in Graph.of(model).writers]

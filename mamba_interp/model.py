@@ -13,6 +13,7 @@ import copy, hashlib, math, sys, tempfile, warnings
 from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
+from numbers import Integral
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -153,9 +154,13 @@ class Span(NamedTuple):
     ):                 # The same, counted from the run's first token; outside the run it is negative or too large
         "Token indices of the sequence as the run counts them; raises ValueError for one that is never read."
         each = at.tolist() if hasattr(at, 'tolist') else at
-        many = isinstance(each, (list, tuple, range))
-        whole = [token_index(o, self.prompt if isinstance(o, int) and o < 0 else self.total, name) - self.start for o in (each if many else [each])]
-        return torch.tensor(whole, device=at.device, dtype=torch.long) if many and isinstance(at, Tensor) else whole if many else whole[0]
+        if not isinstance(each, (list, tuple, range)): return self._place_one(each, name)
+        whole = [self._place_one(o, name) for o in each]
+        return torch.tensor(whole, device=at.device, dtype=torch.long) if isinstance(at, Tensor) else whole
+
+    def _place_one(self, at, name):
+        from_end = isinstance(at, Integral) and at < 0
+        return token_index([at], self.prompt if from_end else self.total, name)[0] - self.start
 
 def sort_taps(
     taps:dict,      # `Site`, or its text -> function
@@ -164,7 +169,7 @@ def sort_taps(
     span:Span=None, # Where the run stands in a longer sequence; None if it is the whole
 )->dict:            # Block (None outside) -> name -> function; under `state`, token (None for all) -> list of (order, function)
     "Check taps against a model's sites and sort them by block; raises ValueError for one that would do nothing."
-    if not taps: return {}
+    if taps is None: return {}
     if not isinstance(taps, dict):
         raise ValueError(
             f"taps are a dict of Site -> function, got {type(taps).__name__}")
@@ -189,7 +194,7 @@ def sort_taps(
 def _known_site(key, known, sites):
     "The `Site` of a tap's key; raises ValueError unless the model announces it."
     site = Site.parse(key)
-    if site._replace(pos=None) in known and (site.pos is None or site.name == 'state'): return site
+    if type(site.layer) in (int, type(None)) and site._replace(pos=None) in known and (site.pos is None or site.name == 'state'): return site
     match_sites(site, sites)
     raise ValueError(f"{key!r} is no site of this model: a block is a whole number")
 
@@ -250,17 +255,22 @@ def _said(value):
     return "text: hand over torch.tensor([model.tokenizer.encode(text)])" if text else type(value).__name__
 
 # %% ../nbs/02_model.ipynb #3fbc70b1
+_ANY_ID = 2**63 - 1 # tokens of no model in particular
+
 def left_pad(
     prompts, # Lists, or 1-D tensors, of token ids
     pad:int=0, # The id that fills up; which one makes no difference
 )->tuple:    # (b t) token ids; (b t) bool, which of them are real; raises ValueError for an empty prompt
     "Prompts of unequal length as one batch, with its `attention_mask`."
-    prompts = [torch.as_tensor(o).reshape(-1) for o in prompts]
-    if not prompts or not all(len(o) for o in prompts):
+    if isinstance(prompts, str) or not hasattr(prompts, '__iter__'):
+        raise ValueError(
+            f"expected prompts, lists of token ids, got {_said(prompts)}")
+    prompts = [check_tokens([o], _ANY_ID)[0] for o in prompts]
+    if not prompts:
         raise ValueError(
             "expected at least one prompt, each of at least one token")
     length = max(map(len, prompts))
-    tokens = torch.stack([F.pad(o.long(), (length - len(o), 0), value=whole_number(pad, 'pad', 0)) for o in prompts])
+    tokens = torch.stack([F.pad(o, (length - len(o), 0), value=whole_number(pad, 'pad', 0)) for o in prompts])
     return tokens, torch.stack([torch.arange(length) >= length - len(o) for o in prompts])
 
 def check_mask(
@@ -726,18 +736,43 @@ class Mamba(_Announcer):
         self._check_resid(resid)
         real = check_mask(attention_mask, resid[..., 0])
         taps = sort_taps(taps, self._sites, resid.shape[1])
-        missed = set(taps) - set(range(len(self.layers)) if layers is None else layers)
+        layers = self._which(layers)
+        self._check_past(past, len(resid))
+        missed = set(taps) - set(layers)
         if missed:
             raise ValueError(
                 f"taps in blocks {sorted(missed, key=str)}, which this run of blocks "
-                f"{list(layers or range(len(self.layers)))} does not visit")
+                f"{list(layers)} does not visit")
         return self._run(resid, taps, layers, past, real)
 
+    def _which(self, layers):
+        "Block indices, checked."
+        if layers is None: return range(len(self.layers))
+        if isinstance(layers, str) or not hasattr(layers, '__iter__'):
+            raise ValueError(
+                f"layers is {layers!r}, expected a range or list of blocks from 0 to {len(self.layers) - 1}")
+        return [whole_number(l, 'a block of `layers`', 0, len(self.layers) - 1) for l in layers]
+
+    def _check_past(self, past, batch):
+        "Raise ValueError unless `past` is what a run of so many prompts through this model returned."
+        if past is None: return
+        if not isinstance(past, (list, tuple)) or len(past) != len(self.layers):
+            raise ValueError(
+                f"past is {type(past).__name__}{f' of {len(past)}' if hasattr(past, '__len__') else ''}, "
+                f"expected a list with the `Memory` of each of {len(self.layers)} blocks")
+        for l, (block, memory) in enumerate(zip(self.layers, past)):
+            shape = batch, block.width - 1, block.conv1d.in_channels
+            found = tuple(memory.conv.shape) if isinstance(memory, Memory) else type(memory).__name__
+            if memory is not None and found != shape:
+                raise ValueError(
+                    f"past of block {l} is {found}, expected the `Memory` of a run of {batch} prompts "
+                    f"through this model, whose `conv` is {shape}")
+
     def _check_resid(self, resid):
-        good = isinstance(resid, Tensor) and resid.ndim == 3 and resid.shape[2] == self.config.hidden_size and resid.shape[1]
+        good = isinstance(resid, Tensor) and resid.ndim == 3 and resid.shape[2] == self.config.hidden_size and 0 not in resid.shape
         if not good:
             raise ValueError(
-                f"expected a residual stream (b t {self.config.hidden_size}) of at least one token, got "
+                f"expected a residual stream (b t {self.config.hidden_size}) of at least one prompt and token, got "
                 f"{tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__}")
 
     def unembed(self,
@@ -767,7 +802,7 @@ def tiny(
     for k in config: _setting(k)
     config = _configured(_KINDS[kind - 1], small | config, 'Mamba.tiny')
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(whole_number(seed, 'seed', 0))
+        torch.manual_seed(whole_number(seed, 'seed', 0, 2**63 - 1))
         return Mamba(config)
 
 _OTHERS = ('pad_token_id', 'bos_token_id', 'eos_token_id', 'chunk_size')
@@ -789,16 +824,22 @@ def to_transformers(
 
 def from_checkpoint(
     weights:dict # State dict with `transformers` or `mamba_ssm` names
-)->dict:         # State dict of a `Mamba`
+)->dict:         # State dict of a `Mamba`; raises ValueError where two names mean one tensor
     "Rename a checkpoint's tensors as ours."
     def rename(k):
         k = k.removeprefix('_orig_mod.').removeprefix('module.').removeprefix('backbone.').replace('embedding.weight', 'embeddings.weight').replace('norm_f.', 'final_norm.')
         return k.replace('mixer.norm.', 'inner_norm.').replace('mixer.', '')
-    return {rename(k): v for k,v in weights.items()}
+    out = {}
+    for k,v in weights.items():
+        if rename(k) in out and not torch.equal(out[rename(k)], v):
+            raise ValueError(
+                f"the weights hold {rename(k)!r} twice, under two names, one of which is {k!r}")
+        out[rename(k)] = v
+    return out
 
 # %% ../nbs/02_model.ipynb #2124594f
 _NEUTRAL = (None, False, 0, '', [], {}, ())
-_START = ('dt_min', 'dt_max', 'dt_init', 'dt_scale', 'dt_init_floor', 'A_init_range', 'conv_init', 'use_fast_path', 'use_mem_eff_path', 'chunk_size', 'layer_idx', 'device', 'dtype')
+_START = ('dt_min', 'dt_max', 'dt_init', 'dt_scale', 'dt_init_floor', 'A_init_range', 'conv_init', 'use_fast_path', 'use_mem_eff_path', 'sequence_parallel', 'process_group', 'chunk_size', 'layer_idx', 'device', 'dtype')
 _SSM = {1: dict(d_state=16, d_conv=4, expand=2, dt_rank='auto', conv_bias=True, bias=False),
     2: dict(d_state=128, d_conv=4, expand=2, headdim=64, ngroups=1, dt_limit=(0., math.inf), conv_bias=True, bias=False, rmsnorm=True, norm_before_gate=False, D_has_hdim=False, d_ssm=None)}
 _TOP = dict(d_model=None, n_layer=None, vocab_size=None, ssm_cfg={}, pad_vocab_size_multiple=8, tie_embeddings=True, residual_in_fp32=True, rms_norm=True, fused_add_norm=True)
@@ -904,7 +945,8 @@ def _read_parts(folder, index):
     if wrong is not None:
         raise ValueError(
             f"{index}: {wrong!r} is in {parts[wrong]!r}, expected a file's name")
-    found = {k: v for part in sorted(set(parts.values())) for k,v in _tensors_of(_read_file(inside(folder, part)), inside(folder, part)).items()}
+    read = {part: _tensors_of(_read_file(inside(folder, part)), inside(folder, part)) for part in sorted(set(parts.values()))}
+    found = {k: v for part, held in read.items() for k,v in held.items() if parts.get(k, part) == part}
     lost = sorted(set(parts) - set(found))
     if lost:
         raise ValueError(
@@ -1004,7 +1046,7 @@ def _find(name, revision=None):
 # %% ../nbs/02_model.ipynb #14b49088
 def _usable(device):
     "A device on which tensors can be made."
-    try: torch.zeros(1, device=device)
+    try: torch.zeros(1, device=torch.device(device))
     except Exception as e:
         raise ValueError(
             f"device is {device!r}, and no tensor can be made there ({' '.join(str(e).split())[:80]}); "
@@ -1177,7 +1219,7 @@ def split_block_out(
     resid:Tensor, # (b t d) residual stream entering it
 )->tuple:         # (b t s k d) what token s adds to `block_out` at t through lag k; (b t d) the biases' part
     "Split a block's output over source token and conv lag, with norm, gate, Δ, B and C held."
-    block, seen = model.layers[layer], {}
+    block, seen = model.layers[whole_number(layer, 'layer', 0, len(model.layers) - 1)], {}
     keep = lambda name: lambda v: seen.setdefault(name, v)
     block(resid, {k: keep(k) for k in ('conv_lag', 'conv', 'gate', 'attention', 'gated')})
     length, width = resid.shape[1], block.out_proj.in_features

@@ -12,7 +12,7 @@ from .checks import one_of
 from .model import Mamba, Memory
 from .sites import Site, token_index
 from .statistics import Estimate, mean_estimate
-from .taps import Tap, mean_over_prompts, record, replace
+from .taps import Tap, record, replace, site_mean
 from .tasks import Task
 
 # %% ../nbs/07_patching.ipynb #ff9141ac
@@ -36,7 +36,7 @@ def interval(
 def _scored(score, task, logits):
     "What a metric says of some prompts; an error from inside it becomes a sentence that says which these were."
     try: return score(task, logits)
-    except (RuntimeError, IndexError, KeyError, TypeError, AttributeError) as e:
+    except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError) as e:
         if 'memory' in str(e): raise
         prompts = ', '.join(map(str, task.index[:6].tolist())) + ', …'*(len(task) > 6)
         said = str(e).splitlines()[0] if str(e) else ''
@@ -109,7 +109,7 @@ def source_values(
     if how == 'resample': return record(model, partner, sites)
     if how == 'zero': return {s: torch.zeros_like(v) for s,v in record(model, partner, sites).items()}
     both, end = record(model, torch.cat([task.clean, task.corrupt]), sites), task.positions['end'].repeat(2)
-    return {s: mean_over_prompts(v, end).expand(len(task), *v.shape[1:]) for s,v in both.items()}
+    return {s: site_mean(s, v, end, partner.shape[1]).expand(len(task), *v.shape[1:]) for s,v in both.items()}
 
 def _first_token(site, value):
     "Taps that put `value` (b …) in place of `site` at the first token of a run."
@@ -134,6 +134,10 @@ def _run_cell(model, site, new, resids, past, rows, t, end):
 
 def _at_end(head, new, plain, here): return torch.where(here[:, None], head(new.to(plain)), plain)
 
+def _cell(site, value, t):
+    "(b …) at token `t` of a site's values; a site with a token has no other."
+    return value[:, t] if site.pos is None else value
+
 def _restarted(model, task, tokens, values, score, bar, at):
     "Effects by restarting from cached residuals and memories."
     sites, ends = list(values), task.positions['end'].to(tokens.device)
@@ -144,7 +148,7 @@ def _restarted(model, task, tokens, values, score, bar, at):
     for t in range(int(ends.max()) + 1):
         for site in sites:
             if t not in at[site]: continue
-            old, new = seen[site][:, t], values[site][:, t].to(resids[0].device)
+            old, new = _cell(site, seen[site], t), _cell(site, values[site], t).to(resids[0].device)
             rows = ((old != new).flatten(1).any(1) & (ends >= t)).nonzero()[:, 0]
             if len(rows) == len(tokens): rows = slice(None)  # a view: nothing is copied
             if isinstance(rows, slice) or len(rows): effects[site][rows, t] = score(_run_cell(model, site, new[rows], resids, past, rows, t, ends[rows]), rows) - base[rows]
@@ -180,6 +184,7 @@ def patch_effects(
     "The exact effect of each site at each token on each prompt."
     from tqdm.auto import tqdm
     one_of(base, 'base', ('clean', 'corrupt'))
+    _meant(model, task)
     tokens = getattr(task, base)
     _contrasted(model, task, base, how, metric)
     score = lambda logits, rows: task_metric(metric, task[rows], logits)
@@ -191,6 +196,11 @@ def patch_effects(
         rest = {s: v for s,v in values.items() if s not in done}
         if rest: done |= _one_by_one(model, task, tokens, rest, score, bar, at)
     return {s: done[s] for s in values}
+
+def _meant(model, task):
+    "Refuse what is no model or no task."
+    if not (callable(model) and hasattr(model, 'sites')): raise ValueError(f"the model is a {type(model).__name__}, expected a `Mamba` or an `Adapter`")
+    if not isinstance(task, Task): raise ValueError(f"the task is a {type(task).__name__}, expected a `Task` (clean and corrupt prompts with their answers), such as `ioi` makes")
 
 def _contrasted(model, task, base, how, metric):
     "Metric (b) of the run that is patched; raises where there is nothing to see."
@@ -210,7 +220,8 @@ def _tokens_of(at, sites, length):
     if missing: raise ValueError(
         f"at names tokens for {', '.join(map(str, at)) or 'no site'}, but not for {missing[0]}")
     counted = {s: token_index(at[s], length) for s in sites}
-    return {s: sorted({o} if isinstance(o, int) else set(map(int, o))) for s,o in counted.items()}
+    chosen = {s: {o} if isinstance(o, int) else set(map(int, o)) for s,o in counted.items()}
+    return {s: sorted(o if s.pos is None else o & {token_index(s.pos, length, str(s))}) for s,o in chosen.items()}
 
 # %% ../nbs/07_patching.ipynb #c241130e
 @torch.no_grad()
@@ -223,6 +234,7 @@ def site_effects(
     metric=None,     # `metric(task, logits (b v))` -> (b); the logit difference if None
 )->dict:             # `Site` -> (b) change of the metric
     "The exact effect of each site, patched at all tokens together."
+    _meant(model, task)
     tokens, ends = getattr(task, one_of(base, 'base', ('clean', 'corrupt'))), task.positions['end']
     plain = _contrasted(model, task, base, how, metric)
     values = source_values(model, task, sites, how, base)

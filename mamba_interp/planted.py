@@ -150,10 +150,14 @@ class Verified(NamedTuple):
     together:float # What all edges outside the truth do, together
     def __str__(self): return f'accuracy {self.accuracy:g}; weakest removal {self.weakest:.2f}; inert {self.inert:.0e}, together {self.together:.0e}'
 
+def _is_planted(value):
+    if not isinstance(value, Planted): raise ValueError(f"expected a `Planted`, such as `planted(name)` gives, got a {type(value).__name__}")
+
 def verify(
     planted:Planted, # Model, task and truth
 )->Verified:         # raises ValueError where the truth is not true, naming the edges
     "Check a truth edge by edge."
+    _is_planted(planted)
     p, task, share = planted.patcher, planted.task, lambda x: x.abs().max().item()/planted.scale
     effects, helping = planted.effects, [_units(planted, o) for o in planted.routes]
     accuracy = task.top(planted.model(task.clean)).mean().item()
@@ -233,6 +237,7 @@ def planted_ioi(
 )->Task:
     "Two names among filler tokens, one of them again; positions IO, S1, S1+1, S2."
     one_of(swap, '`swap`', ('S2 to IO', 'S2 to C', 'S1 to IO', 'S1 to C'))
+    whole_number(names, 'names', 3, whole_number(vocab, 'vocab', 4) - 1)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         (io, s, c), fill = rng.sample(range(names), 3), [rng.randrange(names, vocab) for _ in range(12)]
@@ -273,6 +278,7 @@ def rotated(
     seed:int=0,      # Of the rotation
 )->Planted:          # raises ValueError for other norms
     "The same circuit in a random basis of the residual stream."
+    _is_planted(planted)
     model, d = deepcopy(planted.model), planted.model.config.hidden_size
     for norm in (model.final_norm, *(o.norm for o in model.layers)):
         if (norm.weight != norm.weight[0]).any(): raise ValueError('a norm weighs dimensions differently, so that a rotation would change what it does')
@@ -462,7 +468,7 @@ def planted_spread(
     pairs:int=3,  # Key–value pairs
 )->Task:
     "Recall by a question of several tokens; the corruption asks for another key, whose value is new."
-    whole_number(lags, '`lags`')
+    whole_number(lags, '`lags`'), whole_number(keys, '`keys`', 2*whole_number(pairs, '`pairs`', 2) + 3)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         *ids, new = rng.sample(range(2, keys), 2*pairs + 1)
@@ -552,6 +558,9 @@ def average_precision(
 
 def _both_kinds(scores, truth):
     "Raise unless there is something to tell apart."
+    for o in (scores, truth):
+        if not isinstance(o, Tensor): raise ValueError(f"expected tensors (E) of scores and of True and False, got a {type(o).__name__}")
+    if truth.dtype != torch.bool or not scores.isfinite().all(): raise ValueError(f"expected finite scores and a truth of True and False, got {int((~scores.isfinite()).sum())} scores that are not finite, and a truth of {truth.dtype}")
     if scores.shape != truth.shape or truth.all() or not truth.any(): raise ValueError(f"expected one score per edge and both true and false edges, got {tuple(scores.shape)} scores for {int(truth.sum())} true of {len(truth)} edges")
 
 # %% ../nbs/12_planted.ipynb #f89b0eee
@@ -569,6 +578,7 @@ def importance(
 )->Tensor:           # (E) size of each edge's effect, as a share of clean less corrupt; for 'acdc' 1 or 0
     "What a method says of every edge."
     one_of(method, 'method', FINDERS)
+    _is_planted(planted)
     if method == 'acdc': return acdc(planted.patcher, planted.scale/20).mask.double()
     found = planted.effects if method == 'exact' else edge_scores(planted.model, planted.task, planted.graph, method, steps, planted.spans, batch=len(planted.task)).values
     size = found.mean(0).abs()/planted.scale

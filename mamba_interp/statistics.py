@@ -231,7 +231,12 @@ def mean_estimate(
 )->Estimate:            # Of the shape (…); raises ValueError for no prompts or numbers that are not finite
     "The mean over prompts with an interval that suits what is averaged."
     values, coverage = _rows(values, name), real_number(coverage, 'coverage', above=0, below=1)
-    n, about = len(values), dict(seed=seed, setting=setting, coverage=coverage)
+    n, about = len(values), dict(seed=whole_number(seed, 'seed', 0), setting=setting, coverage=coverage)
+    whole_number(times, 'times')
+    bounds = _bounds(bounds)
+    if strata is not None and len(strata) != n: raise ValueError(f"there are {len(strata)} strata for {n} prompts, expected one each")
+    if share and ((values < 0) | (values > 1)).any(): raise ValueError(
+        f"{name} should be shares, from 0 to 1, but run from {values.min():g} to {values.max():g}")
     if n < LEAST and demand: raise ValueError(
         f"{name}: {n} prompts are too few for an interval, expected at least {LEAST}")
     mean = values.mean(0)
@@ -246,6 +251,14 @@ def mean_estimate(
     still = _constant(values)
     low, high = (np.where(still, mean, o if bounds is None else np.clip(o, *bounds))[()] for o in (low, high))
     return Estimate(mean, low, high, n, method='percentile-t', **about)
+
+def _bounds(bounds):
+    "Least and largest value, checked."
+    if bounds is None: return None
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2: raise ValueError(
+        f"bounds is {bounds!r}, expected the least and the largest value, such as (0, 1)")
+    low, high = (real_number(o, 'one of the bounds') for o in bounds)
+    return low, real_number(high, 'the upper bound', above=low)
 
 def _none(value):
     "Ends where there is no interval."
@@ -422,6 +435,7 @@ def paired_test(
     d = _rows(a, 'a') if b is None else np.subtract(*_pairs(a, b))
     if not np.any(d): raise ValueError(
         f"the two conditions agree on each of {len(d)} prompts, so there is no difference to test")
+    whole_number(times, 'times'), whole_number(seed, 'seed', 0)
     half = d/2  # swapping the two halves of a pair flips its sign
     mean = lambda x, y, axis: (x - y).mean(axis)
     batch = max(1, int(2e7/d.size))

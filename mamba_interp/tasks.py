@@ -27,7 +27,9 @@ def _token_ids(value, name, shape):
         'are filled up on the right')
     if value.is_floating_point() or value.is_complex() or value.dtype==torch.bool: raise ValueError(
         f'{name} has {value.dtype}, expected whole numbers such as torch.long')
-    if value.ndim!=len(shape.split()): raise ValueError(
+    if value.layout!=torch.strided or value.is_meta: raise ValueError(
+        f'{name} is {"on the meta device" if value.is_meta else value.layout}, expected an ordinary tensor')
+    if value.ndim!=len(shape.split()) or value.ndim==2 and not value.shape[1]: raise ValueError(
         f'{name} has shape {tuple(value.shape)}, expected {shape}')
     return value.long()
 
@@ -60,6 +62,25 @@ def _all_differ(answers):
         if twice: raise ValueError(
             f'prompt {i} has the answer {twice[0]} twice; right and wrong answers should all differ')
 
+def _design(task):
+    "Name, groups and baselines, checked."
+    if not isinstance(task.name,str): raise ValueError(f'name is a {type(task.name).__name__}, expected text')
+    if isinstance(task.groups,str) or not isinstance(task.groups,(tuple,list)): raise ValueError(
+        f'groups is {task.groups!r}, expected a tuple of names')
+    out = dict(groups=tuple(task.groups))
+    if task.group is not None:
+        out['group'] = _none_below(_token_ids(task.group,'group','(b)'),'group',0)
+        most = int(task.group.max()) if len(task.group) else -1
+        if task.groups and most>=len(task.groups): raise ValueError(
+            f'group holds {most}, but there are {len(task.groups)} groups')
+    for k in ('clean_diff','corrupt_diff'):
+        v = getattr(task,k)
+        if v is None: continue
+        if not isinstance(v,Tensor) or not v.is_floating_point() or v.ndim!=1: raise ValueError(
+            f'{k} is {_shape(v)}, expected a tensor (b) of numbers, as `with_baselines` gives')
+        out[k] = v
+    return out
+
 def _counted(at, name, length):
     "Token positions counted from 0. Only `end` must be a token; other names may hold any number of a prompt."
     inside = len(at)==0 or (at.min()>=-length and at.max()<length)
@@ -74,11 +95,11 @@ def _checked_fields(task):
         f'positions is a {type(task.positions).__name__}, expected name -> tensor (b)')
     if 'end' not in task.positions: raise ValueError(
         f"positions has no 'end', where the answer is predicted; it has {sorted(map(str,task.positions))}")
-    out = dict(clean=clean, corrupt=corrupt, **_answer_sets(task))
+    out = dict(clean=clean, corrupt=corrupt, **_answer_sets(task), **_design(task))
     if task.candidates is not None:
         out['candidates'] = _none_below(_token_ids(task.candidates,'candidates','(b c)'),'candidates',-1)
     at = {k:_token_ids(v,f'positions[{k!r}]','(b)') for k,v in task.positions.items()}
-    rows = {k:tuple(v.shape) for k,v in (out|at|dict(group=task.group)).items() if v is not None}
+    rows = {k:tuple(v.shape) for k,v in (out|at).items() if isinstance(v,Tensor)}
     if bad := {k:v for k,v in rows.items() if v[0]!=len(clean)}: raise ValueError(
         f'there are {len(clean)} prompts, so these must have shape ({len(clean)},): {bad}')
     _all_differ({k:out[k] for k in ('right','wrong','also_right','also_wrong')})
@@ -87,6 +108,9 @@ def _checked_fields(task):
     return out|dict(index=task.index if known else torch.arange(len(clean),device=clean.device))
 
 # %% ../nbs/05_tasks.ipynb #7690d5c3
+class _NoPrompts(IndexError,ValueError):
+    "Prompts that a task does not have."
+
 @dataclass(frozen=True, eq=False)
 class Task:
     "Pairs of prompts, their answers, and where to look; `task[i]`, `task[:20]`, `task[task.group==2]` are tasks too."
@@ -116,7 +140,15 @@ class Task:
         new = object.__new__(Task)
         for o in fields(self): object.__setattr__(new,o.name,each(getattr(self,o.name)))
         return new
-    def __getitem__(self, i): return self._map(lambda o: o[[i] if isinstance(i,Integral) else i])
+    def __getitem__(self, i):
+        i = [i] if isinstance(i,Integral) and not isinstance(i,bool) else i
+        try: found = self.index[i].ndim==1 and i is not None
+        except (IndexError,TypeError,ValueError,RuntimeError) as e:
+            raise _NoPrompts(
+                f'{str(i)[:60]} names no prompts of a task that has {len(self)}; expected a number, a '
+                'slice, a list of numbers, or a mask') from e
+        if not found: raise _NoPrompts(f'{str(i)[:60]} is no list of prompts')
+        return self._map(lambda o: o[i])
     def to(self,
         device, # A torch device
     )->'Task':
@@ -128,6 +160,8 @@ class Task:
         "Logits where the answer is predicted; raises ValueError for another number of prompts or tokens."
         if not isinstance(logits,Tensor) or logits.ndim not in (2,3): raise ValueError(
             f'logits are {_shape(logits)}, expected a tensor (b t v), or (b v) at `end`')
+        if not logits.is_floating_point(): raise ValueError(
+            f'logits are {logits.dtype}, expected floating-point numbers')
         if len(logits)!=len(self): raise ValueError(
             f'logits have {len(logits)} rows, the task has {len(self)}')
         end = self.positions['end'].to(logits.device)
@@ -152,6 +186,7 @@ class Task:
         if len(bad): raise ValueError(
             f'the logits of prompt {self.index[bad[0,0].item()].item()} have NaN, so no token is ahead of '
             'another')
+        for k in ('right','wrong'): _picked(logits,self._set(k))
         return logits
     def logit_diff(self,
         logits:Tensor, # (b t v), or (b v) at `end`
@@ -200,6 +235,8 @@ class Task:
     )->'Task':
         "The same task with the logit differences of both runs; raises ValueError if one is not finite."
         whole_number(batch,'batch')
+        if not callable(model): raise ValueError(
+            f'the model is a {type(model).__name__}, expected a `Mamba` or an `Adapter`')
         if not len(self): raise ValueError('the task has no prompts, so it has no baselines')
         parts = [self[i:i+batch] for i in range(0,len(self),batch)]
         def diff(part, which): return part.logit_diff(model(getattr(part,which), at=part.positions['end']))
@@ -252,29 +289,42 @@ Nicholas Roy Benjamin Bruce Brandon Adam Fred Harry Louis Aaron Howard Victor Ma
 PLACES = tuple('store garden restaurant school hospital office house station'.split())
 OBJECTS = tuple('apple kiss bone basketball computer necklace drink snack'.split())
 
+def _is_tokenizer(tokenizer):
+    "Refuse what is no tokenizer."
+    if isinstance(tokenizer,(str,bytes)) or not hasattr(tokenizer,'encode'): raise ValueError(
+        f'the tokenizer is a {type(tokenizer).__name__}, expected a `transformers` fast tokenizer or a '
+        '`tokenizers.Tokenizer`')
+
 def encode(
     tokenizer, # `transformers` fast tokenizer or `tokenizers.Tokenizer`
     text:str,  # Text without special tokens
 )->list:       # Token ids
     "Token ids of `text`, with no special token added; raises ValueError for what is no tokenizer."
-    if not hasattr(tokenizer,'encode'): raise ValueError(
-        f'the tokenizer is a {type(tokenizer).__name__}, expected a `transformers` fast tokenizer or a '
-        '`tokenizers.Tokenizer`')
+    _is_tokenizer(tokenizer)
+    if not isinstance(text,str): raise ValueError(f'{str(text)[:60]!r} is a {type(text).__name__}, expected text')
     ids = tokenizer.encode(text, add_special_tokens=False)
     return getattr(ids, 'ids', ids)
+
+def _each_text(words):
+    "`words` as a list; ValueError unless each is text."
+    words = None if isinstance(words,str) or not hasattr(words,'__iter__') else list(words)
+    if words is None or not all(isinstance(o,str) for o in words): raise ValueError(
+        f'words are {str(words)[:60]}, expected a list of texts')
+    return words
 
 def single_token(
     words,     # Words without the space
     tokenizer, # `transformers` fast tokenizer or `tokenizers.Tokenizer`
 )->tuple:      # Those that are one token after a space
     "The words that `tokenizer` keeps whole."
-    return tuple(o for o in words if len(encode(tokenizer,f' {o}'))==1)
+    return tuple(o for o in _each_text(words) if len(encode(tokenizer,f' {o}'))==1)
 
 def token_ids(
     words,     # Words without the space
     tokenizer, # `transformers` fast tokenizer or `tokenizers.Tokenizer`
 )->list:       # One id per word
     "The token of each word after a space; raises if a word has more than one."
+    words = _each_text(words)
     ids = [encode(tokenizer,f' {o}') for o in words]
     bad = [o for o,i in zip(words,ids) if len(i)!=1]
     if bad: raise ValueError(
@@ -320,6 +370,7 @@ def bos_id(
     tokenizer, # `transformers` fast tokenizer or `tokenizers.Tokenizer`
 )->int:        # Token id
     "The token that a prompt starts with: the tokenizer's bos, or its `<|endoftext|>`."
+    _is_tokenizer(tokenizer)
     i = getattr(tokenizer, 'bos_token_id', None)
     if i is None: i = tokenizer.get_vocab().get('<|endoftext|>')
     if i is None: raise ValueError(
@@ -420,7 +471,7 @@ def _prompt(o):
     _known_slots(o.template)
     for side in ('clean','corrupt'):
         names = getattr(o,side)
-        if isinstance(names,str) or not all(isinstance(n,str) and n for n in names):
+        if not isinstance(names,(tuple,list)) or not all(isinstance(n,str) and n for n in names):
             raise ValueError(
                 f'{where}: {side} is {names!r}, expected names in order of mention, then the answer')
         if len(names)!=o.template.count('[N]')+1: raise ValueError(
@@ -466,7 +517,7 @@ def from_prompts(
     pad:bool=False,  # Fill up shorter prompts on the right, where a causal model does not see it at `end`?
 )->Task:
     "Prompts in words as a `Task`; raises ValueError if a word is not one token or, without `pad`, if lengths differ."
-    prompts = list(prompts)
+    prompts = list(prompts) if hasattr(prompts,'__iter__') else []
     if not prompts: raise ValueError('prompts is empty, expected at least one `Prompt`')
     for o in prompts: _prompt(o)
     bos,sides = bos_id(tokenizer),[[_side(o,k,tokenizer) for k in ('clean','corrupt')] for o in prompts]
@@ -499,7 +550,7 @@ def equal_length(
 
 def _listed(values, name):
     "`values` as a tuple of texts that are all different."
-    values = (values,) if isinstance(values,str) else tuple(values)
+    values = (values,) if isinstance(values,str) else tuple(values) if hasattr(values,'__iter__') else ()
     if not values: raise ValueError(f'{name} is empty, expected at least one')
     for o in values:
         if not isinstance(o,str) or not o.strip(): raise ValueError(f'{name} hold {o!r}, expected text')
@@ -579,6 +630,7 @@ def over_pairs(
     values:Tensor, # (2b …) one row per prompt, mirror images next to each other, as `ioi` makes them
 )->Tensor:         # (b …); raises ValueError for an odd number of rows
     "One row per pair of mirror images."
+    if not isinstance(values, Tensor) or not values.ndim: raise ValueError(f"the values are a {type(values).__name__}, expected a tensor (2b …)")
     if len(values) % 2: raise ValueError(f"expected mirror images in twos, got {len(values)} rows")
     return values.unflatten(0, (-1, 2)).mean(1)
 

@@ -453,3 +453,73 @@ def test_overlap():
     task.positions['two'] = torch.full((6,), 2)
     assert overlap(task, task).prompts == 6 and overlap(task, task).words == overlap(task, task).of_words
     assert 'of 6 prompts' in str(overlap(task, toy(6, seed=1)))
+
+# ---- masks, scores and measures of another kind ------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def patched(model):
+    task, graph = toy(), Graph.of(model, 7)
+    return EdgePatcher(model, graph, task), edge_scores(model, task, graph)
+
+@pytest.mark.parametrize('mask', [None, 'x', [1], torch.ones(3).bool(), torch.full((5,), .5)], ids=str)
+def test_measures_want_a_mask(patched, mask):
+    "uninformative_metric: every measure of a circuit checks its mask in one way."
+    from mamba_interp.circuits import accuracy, mean_kl, share
+    for f in (share, accuracy, mean_change, mean_kl): refused(lambda: f(patched[0], mask), 'mask')
+    refused(lambda: share(None, mask), 'EdgePatcher')
+
+def test_a_mask_of_numbers_is_a_mask(patched):
+    "Ones and zeros, as numbers, keep what True and False keep."
+    from mamba_interp.circuits import share
+    half = torch.arange(len(patched[0].graph)) % 2
+    assert share(patched[0], half) == share(patched[0], half.bool()) == share(patched[0], half.double())
+
+@pytest.mark.parametrize('by', [3, 'share', lambda p, mask: 'x', lambda p, mask: None, lambda p, mask: math.nan, lambda p, mask: torch.ones(2), lambda p: 1.], ids=str)
+def test_a_measure_gives_one_number(patched, by):
+    "uninformative_metric: a measure of one's own is refused where it first says something else."
+    patcher, scores = patched
+    refused(lambda: acdc(patcher, .01, by=by), 'measure' if callable(by) else 'by')
+    refused(lambda: minimal_set(scores, patcher, patcher, .5, by), 'measure' if callable(by) else 'by')
+
+@pytest.mark.parametrize('values', [torch.ones(6, 3), torch.ones(7), torch.zeros(0, 7), 'x', None], ids=str)
+def test_scores_have_a_number_of_each_edge(patched, values):
+    "uninformative_metric: scores of another shape are not ranked."
+    refused(lambda: top(Scores(patched[0].graph, values, 'by hand'), 3), 'values of scores')
+    refused(lambda: top(None, 3), 'Scores')
+
+def test_circuits_of_another_kind(patched, tmp_path):
+    "What is no circuit, graph, file or patcher is said to be none."
+    from mamba_interp.circuits import connected, jaccard
+    patcher, scores = patched
+    kept = top(scores, 5)
+    for other in (3, None, kept.mask):
+        refused(lambda: kept & other, 'Circuit')
+        refused(lambda: jaccard(other, kept), 'Circuit')
+        refused(lambda: connected(other), 'Circuit')
+    refused(lambda: Circuit(None, []), 'Graph')
+    for keep in (None, 3): refused(lambda: Circuit(GRID, keep), 'list of edges')
+    for name in (None, 3, ''):
+        refused(lambda: kept.save(name), 'name')
+        refused(lambda: Circuit.load(name), 'name')
+    refused(lambda: Circuit.load(tmp_path/'none'), 'none cannot be read')
+    refused(lambda: minimal_set(scores, None, patcher, .5), 'EdgePatcher')
+    refused(lambda: prune(kept, patcher, None, -9), 'EdgePatcher')
+    refused(lambda: faithfulness(None, kept), 'EdgePatcher')
+    refused(lambda: faithfulness(patcher, kept, None), 'Resampling')
+    refused(lambda: random_masks(patcher, None), 'masks')
+    refused(lambda: random_masks(patcher, [kept.mask], seed=-1), 'seed')
+    refused(lambda: equivalence_limits(10, level=2), 'level')
+    refused(lambda: independence_power(20, .5, repeats=0), 'repeats')
+    refused(lambda: strata_of(None), 'Task')
+    refused(lambda: edge_scores(patcher.model, patcher.task, patcher.graph, spans=3), 'Spans')
+
+def test_recovery_is_measured_on_numbers():
+    "04_secant_misses_a_planted_circuit: a score that is no number, or a truth of whole numbers, gives no area."
+    from mamba_interp.planted import auroc, planted_ioi, planted_spread
+    for f in (auroc, average_precision):
+        refused(lambda: f(torch.tensor([math.nan, 1.]), torch.tensor([True, False])), 'not finite')
+        refused(lambda: f(torch.tensor([0., 1.]), torch.tensor([0, 1])), 'int64')
+        refused(lambda: f(None, None), 'NoneType')
+    for f in (verify, lambda o: recovery(o, 'secant')): refused(lambda: f(None), 'Planted')
+    refused(lambda: planted_ioi(names=2), 'names')
+    refused(lambda: planted_spread(pairs=9), 'keys')

@@ -278,3 +278,12 @@ def test_counting_edges_is_building_them():
                     assert len(graph) == len(graph.edges) == 1 + max(int(o.max()) for o in graph.cells.values()) <= LARGEST
     many = Spans(tuple(f'span {i}' for i in range(300)), torch.eye(300).bool()[None])
     assert len(Graph.of(model, many, 'time')) == 2*300*301//2
+
+def test_texts_and_options_of_edges():
+    "adapter_circuits: digits of other scripts, options that nobody knows, and names that are none."
+    graph = Graph.of(MODELS[1], 8)
+    for text in ('0.x -> 0.conv lag ² @ 3', '0.x -> 0.conv lag 0 @ ²', 'embed -> 0.read_x @ ٣'): one_sentence(lambda: graph.index(text))
+    one_sentence(lambda: path_effects(MODELS[1], TASK, then=3), 'then')
+    one_sentence(lambda: path_effects(MODELS[1], TASK, bas='clean'), "'bas'", "did you mean 'base'")
+    for names in (3, None): one_sentence(lambda: spans(TASK, names), 'different names')
+    one_sentence(lambda: spans(None), 'Task')

@@ -613,3 +613,88 @@ def test_memory_is_told():
     "record_all_default: more memory than there is is told in bytes, before it is taken."
     with says('1,000,000,000,000,000,000 bytes', 'a table'): enough_memory(10**18, 'a table')
     enough_memory(10, 'a table')
+
+# ---- positions, blocks, directions: what a newcomer hands over ---------------------------------------------------
+
+@pytest.mark.parametrize('at', [np.int64(-1), [np.int64(-1)], np.array([-1, -4]), torch.tensor([-1, -4]), torch.tensor(-2)], ids=str)
+def test_negative_positions_of_arrays_count_from_the_end_of_the_prompt(model, at):
+    "generate_prompt_tap: numbers of numpy mean what Python's do; an array (b) is one token per prompt, as a tensor is."
+    x, d = ids(2, 8), torch.linspace(-5, 5, 24).double()
+    places = (torch.as_tensor(np.asarray(at)) % 8).reshape(-1)
+    here = torch.zeros(2, 8, 1).double()
+    here[torch.arange(2), places.expand(2)] = 1
+    resid, past = model.run(model.embed_tokens(x), {'1.resid': lambda old: old + here*d})
+    new = [model.unembed(resid)[:, -1].argmax(-1, keepdim=True)]
+    for _ in range(3):
+        resid, past = model.run(model.embed_tokens(new[-1]), past=past)
+        new.append(model.unembed(resid)[:, -1].argmax(-1, keepdim=True))
+    assert torch.equal(model.generate(x, 4, taps=steer('1.resid', d, at=at))[:, 8:], torch.cat(new, 1))
+
+@pytest.mark.parametrize('kind', (1, 2))
+def test_the_mean_at_one_token_leaves_out_shorter_prompts(kind):
+    "mean_over_padding: `state@5` is a mean over the prompts that have token 5, in ablate and in patching."
+    from mamba_interp.patching import source_values
+    from mamba_interp.tasks import Task
+    model, x = Mamba.tiny(seed=3, kind=kind).double().requires_grad_(False), ids(3, 8)
+    end, site = torch.tensor([3, 7, 5]), Site('state', 1, 5)
+    right = record(model, x, '1.state')[Site('state', 1)][1:, 5].mean(0)
+    tap = ablate(model, '1.state@5', 'mean', x, end=end)[site]
+    assert torch.allclose(tap(torch.zeros(3, *right.shape).double()), right.expand(3, *right.shape))
+    task = Task(x, x, x[:, 0], x[:, 1], dict(end=end))
+    assert torch.allclose(source_values(model, task, '1.state@5', 'mean')[site], right.expand(3, *right.shape))
+
+@pytest.mark.parametrize('prompts', [5, 'ab', ['ab', 'c'], None, [[1.5], [2]], [[True]], [[1], [None]], [[-1]], [[[1, 2]]], [[2**70]], [{}], []], ids=str)
+def test_left_pad_takes_token_ids(prompts):
+    "unequal_prompts: what is no token id is refused, not rounded."
+    with says('expected'): left_pad(prompts)
+
+def test_runs_of_some_blocks(model, model2):
+    "Blocks and memories that the model does not have are refused by name."
+    x = model.embed_tokens(ids(2, 5))
+    for layers in (3, 'x', [5], [-1], ['a'], [1.5]):
+        with says('block'): model.run(x, layers=layers)
+    for past in (3, [], [None], ['a']*3, model.run(x[:1])[1], model2.run(model2.embed_tokens(ids(2, 5)))[1]):
+        with says('past', 'Memory'): model.run(x, past=past)
+    with says('at least one prompt'): model.run(x[:0])
+    for layer in (3, -1, 'a', None):
+        with says('layer', 'from 0 to 2'): M.split_block_out(model, layer, x)
+
+def test_interventions_of_another_kind(model):
+    "Directions, values and taps that are none, and blocks that are no whole number."
+    x = ids(2, 8)
+    for direction in ('x', None, torch.zeros(24, dtype=torch.complex64), []):
+        with says('direction', 'expected a vector'): steer('1.resid', direction)
+    for value in (3, None, torch.zeros(2, 8, 3), torch.zeros(2)):
+        with says('state', 'expected a tensor'): replace({'1.state': value})
+    for wrong in (3, [('1.resid', x)]):
+        with says('dict of Site'): replace(wrong)
+        with says('dict of Site'): chain(wrong)
+        with says('dict of Site'): model(x, wrong)
+    with says('dict of Site'): model(x, [])
+    for layer in (1., True):
+        with says('no site'): model(x, {Site('resid', layer): lambda old: old})
+    with says('[1, 2]', 'tokens 0 to 7'): model(x, steer('1.resid', torch.ones(24), at=torch.tensor([[1, 2]])))
+
+def test_one_tensor_under_two_names(tmp_path):
+    "checkpoint_variants: two names for one tensor are refused unless both hold the same; an index says which shard counts."
+    folder = saved(tmp_path/'a')
+    weights = load_file(folder/'model.safetensors')
+    key = next(k for k in weights if k.endswith('A_log'))
+    save_file(weights | {key.removeprefix('backbone.'): weights[key] + 1}, folder/'model.safetensors')
+    with says('twice', 'A_log'): Mamba.load(folder)
+    save_file(weights | {key.removeprefix('backbone.'): weights[key].clone()}, folder/'model.safetensors')
+    plain = Mamba.load(folder)
+    (folder/'model.safetensors').unlink()
+    half, rest = dict(list(weights.items())[:9]), dict(list(weights.items())[9:])
+    save_file(half, folder/'a.safetensors'), save_file(rest | {k: v + 1 for k,v in half.items()}, folder/'b.safetensors')
+    where = dict.fromkeys(half, 'a.safetensors') | dict.fromkeys(rest, 'b.safetensors')
+    (folder/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=where)))
+    assert torch.equal(Mamba.load(folder)(ids(2, 5)), plain(ids(2, 5)))
+
+def test_settings_of_many_devices_change_nothing(tmp_path):
+    "ssm_cfg_ignored: mamba_ssm's settings for several devices, written out, are no reason to refuse."
+    raw = dict(d_model=24, n_layer=3, vocab_size=61, ssm_cfg=dict(layer='Mamba2', d_state=5, headdim=8, sequence_parallel=True, process_group=None))
+    (tmp_path/'config.json').write_text(json.dumps(raw))
+    assert config_of(tmp_path).num_heads == 6
+    with says('device', "'cpu'"): Mamba.load('house', device=None)
+    with says('seed'): Mamba.tiny(seed=2**70)

@@ -298,3 +298,64 @@ def test_held_out_prompts_that_cannot_be_drawn_are_refused(house):
     refused(lambda: bundled.holdout(0, pairs=1.5), 'pairs is 1.5')
     refused(lambda: bundled.KneserNey([1, 2, 99], 2, 10), '0 to 9')
     refused(lambda: bundled.copying_scores(None, range(5), length=12), 'the pool has 5 tokens')
+
+# ---- parts of a task, baselines, and the state at one token ------------------------------------------------------
+
+@pytest.mark.parametrize('kind', (1, 2))
+@pytest.mark.parametrize('restart', (True, False))
+def test_the_effect_of_the_state_at_one_token(kind, restart):
+    "mean_over_padding: `state@5` is patched at token 5 and nowhere else, whichever way it is computed."
+    model, task = Mamba.tiny(seed=3, kind=kind).double().requires_grad_(False), toy()
+    found = patch_effects(model, task, '1.state@5', restart=restart)[Site('state', 1, 5)]
+    right = patch_effects(model, task, '1.state')[Site('state', 1)]
+    assert torch.allclose(found[:, 5], right[:, 5]) and right[:, 5].abs().max() > 0
+    found[:, 5] = 0
+    assert not found.any()
+
+@pytest.mark.parametrize('i', [99, -99, 'x', None, 2.5, slice('a'), torch.tensor([99]), torch.ones(3).bool(), torch.tensor([1.]), [99], {}, (1, 2)], ids=str)
+def test_prompts_that_a_task_does_not_have(i):
+    "several_answers: the parts that a metric is handed are named by numbers of prompts."
+    refused(lambda: toy()[i])
+    assert [o.index.item() for o in toy()] == list(range(6))  # iteration still ends
+
+@pytest.mark.parametrize('wrong', [dict(group=[0]*6), dict(group=3), dict(group=torch.zeros(6)), dict(group=torch.full((6,), 5), groups=('a', 'b')), dict(groups='ab'),
+    dict(groups=3), dict(name=3), dict(clean_diff=torch.zeros(3)), dict(clean_diff='x'), dict(corrupt_diff=torch.zeros(6).long()), dict(right=torch.zeros(6, 0).long()),
+    dict(right=torch.zeros(6).long().to('meta')), dict(right=torch.zeros(6).long().to_sparse())], ids=str)
+def test_fields_of_a_task(wrong):
+    "uninformative_metric: what is no group, baseline or answer is refused when the task is made, by name."
+    refused(lambda: toy(**wrong), *list(wrong)[:1])
+
+def test_logits_of_another_kind():
+    "several_answers: `top` on logits of a smaller vocabulary, whole or complex numbers are no answer."
+    task = toy(right=torch.full((6,), 60))
+    refused(lambda: task.top(torch.zeros(6, 10)), 'answer 60', '10 tokens')
+    for logits in (torch.zeros(6, V).long(), torch.zeros(6, V, dtype=torch.complex64)):
+        for f in ('top', 'accuracy', 'logit_diff', 'probability'): refused(lambda: getattr(task, f)(logits), 'floating-point')
+    refused(lambda: task.with_baselines(None), 'the model is a NoneType')
+
+def test_words_and_tokenizers_of_another_kind(house):
+    "from_prompts_errors: words that are no text, and tokenizers that are none."
+    for wrong in ('x', None, 3): refused(lambda: ioi(wrong, 2), 'tokenizer')
+    refused(lambda: tasks.bos_id(None), 'tokenizer')
+    for words in (None, [3], 'Mary'):
+        refused(lambda: tasks.token_ids(words, house), 'a list of texts')
+        refused(lambda: tasks.single_token(words, house), 'a list of texts')
+    refused(lambda: tasks.encode(house, 3), 'expected text')
+    refused(lambda: from_prompts(None, house), 'at least one')
+    refused(lambda: from_prompts([Prompt('A [N]', 3, 4, '', '')], house), 'clean is 3')
+    refused(lambda: ioi(house, 3, templates=3), 'templates')
+    for values in (None, [1, 2]): refused(lambda: tasks.over_pairs(values), 'expected a tensor')
+
+def test_patching_of_what_is_none(model):
+    "adapter_circuits: no model, no task, and a metric that fails in its own way."
+    for f in (patch_effects, site_effects):
+        refused(lambda: f(model, None), 'the task is a NoneType')
+        refused(lambda: f('house', toy()), 'the model is a str')
+        refused(lambda: f(model, toy(), metric=lambda task, logits: 1/0), 'the metric fails', 'ZeroDivisionError')
+
+def test_estimates_check_their_settings_at_every_size():
+    "08_bootstrap_cover: with two prompts there is no interval, but the settings are looked at all the same."
+    for wrong in (dict(times=0), dict(seed=-1), dict(bounds=3), dict(bounds=(1, 0)), dict(strata=[1, 2, 3]), dict(share=True)):
+        refused(lambda: st.mean_estimate([1., 2.], **wrong))
+    refused(lambda: st.paired_test([1., 2.], times=0), 'times')
+    assert np.isnan(st.mean_estimate([1., 2.], bounds=(0, 3)).low)
