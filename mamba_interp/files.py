@@ -91,6 +91,7 @@ def read_json(
     except UnicodeDecodeError as e: raise ValueError(f"{file} is no text in UTF-8: byte {e.start} is {e.object[e.start]:#04x}") from e
     except RecursionError as e: raise ValueError(f"{file} is nested too deep to be a file of ours") from e
     except json.JSONDecodeError as e: raise ValueError(f"{file} is damaged or no JSON: {e}") from e
+    except ValueError as e: raise e if str(file) in str(e) else ValueError(f"{file} holds a number that cannot be read: {str(e)[:80]}") from e
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as e: raise type(e)(e.errno, f"{file} cannot be read: {e.strerror}") from e
     fields_of(value, str(file), ({} if what is None else dict(what=str)) | needed)
     if what is not None and value['what'] != what: raise ValueError(f"{file} is a {value['what'][:80]!r}, expected a {what!r}")
