@@ -328,7 +328,7 @@ def test_a_name_that_is_rebound_gets_nothing(tab, address, browser_path):
 # nothing is left running
 
 def test_pages_are_limited_and_kernels_end_with_their_pages(tab, printed):
-    "Two pages are allowed here: a third gets one sentence, a closed one makes room, a reload leaves none behind."
+    "explorer_reload_leaves_kernels. Two pages are allowed here: a third gets one sentence, a closed one makes room, a reload leaves none behind."
     assert len(kernels()) == 1
     page = another(tab)
     page.goto(printed, wait_until='commit', timeout=120_000)
