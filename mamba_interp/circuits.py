@@ -558,7 +558,7 @@ def _measured(by, patcher, mask):
 
 def _kept(patcher, mask):
     "A mask of a patcher's edges, or of its nodes where it has some, checked."
-    things = patcher.nodes if hasattr(patcher, 'nodes') else _graph(patcher, 'metric', 'plain', 'ablated')
+    things = patcher.nodes if hasattr(patcher, 'nodes') else _graph(patcher, 'plain', 'ablated')
     return mask_of(things, mask).to(getattr(mask, 'device', 'cpu'))
 
 def share(
