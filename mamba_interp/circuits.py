@@ -30,14 +30,15 @@ from .tasks import Task
 
 # %% ../nbs/10_circuits.ipynb #db470468
 def mask_of(
-    graph:Graph, # Whose edges
+    graph:Graph, # Whose edges; or a list of nodes
     mask,        # (E) True or False, or 1 or 0, for each
 )->Tensor:       # (E) bool, on the processor; raises ValueError for another length or other values
     "A mask of a graph's edges, checked."
+    things = 'edges' if isinstance(graph, Graph) else 'nodes'
     try: given = torch.as_tensor(mask).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"a mask is a tensor of True and False, one for each of {len(graph)} edges, got {str(mask)[:60]!r}") from e
-    if given.shape != (len(graph),): raise ValueError(f"expected a mask with one entry for each of the graph's {len(graph)} edges, got shape {tuple(given.shape)}")
-    if not ((given == 0) | (given == 1)).all(): raise ValueError(f"a mask says True or False of each edge, but this one has {given[(given != 0) & (given != 1)][0].item():g}")
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"a mask is a tensor of True and False, one for each of {len(graph)} {things}, got {str(mask)[:60]!r}") from e
+    if given.shape != (len(graph),): raise ValueError(f"expected a mask with one entry for each of the graph's {len(graph)} {things}, got shape {tuple(given.shape)}")
+    if not ((given == 0) | (given == 1)).all(): raise ValueError(f"a mask says True or False of each of {len(graph)} {things}, but this one has {given[(given != 0) & (given != 1)][0].item():g}")
     return given.bool()
 
 def _holds(graph, edge):
@@ -556,8 +557,9 @@ def _measured(by, patcher, mask):
     return real_number(value, f'what the measure {_name(by)} gives')
 
 def _kept(patcher, mask):
-    "A mask of a patcher's edges, checked; a patcher of `nodes` checks its own."
-    return mask if hasattr(patcher, 'nodes') else mask_of(_graph(patcher, 'metric', 'plain', 'ablated'), mask)
+    "A mask of a patcher's edges, or of its nodes where it has some, checked."
+    things = patcher.nodes if hasattr(patcher, 'nodes') else _graph(patcher, 'plain', 'ablated')
+    return mask_of(things, mask).to(getattr(mask, 'device', 'cpu'))
 
 def share(
     patcher:EdgePatcher, # The model on some prompts

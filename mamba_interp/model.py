@@ -1160,6 +1160,7 @@ def generate(
     "Continue `tokens`, carrying each block's `Memory`."
     tokens, real = self._read(tokens, attention_mask, to_end=True)
     pick, length, new, past = _picker(tokens, n, temperature, seed), tokens.shape[1], tokens, None
+    if n == 0: sort_taps(taps, self._sites, length) # nothing is run, but nothing wrong is taken
     for step in range(n):
         span = Span(length + step - new.shape[1], new.shape[1], length, length + n - 1)
         mine = sort_taps(taps, self._sites, new.shape[1], span)

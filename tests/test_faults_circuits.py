@@ -523,3 +523,16 @@ def test_recovery_is_measured_on_numbers():
     for f in (verify, lambda o: recovery(o, 'secant')): refused(lambda: f(None), 'Planted')
     refused(lambda: planted_ioi(names=2), 'names')
     refused(lambda: planted_spread(pairs=9), 'keys')
+
+def test_the_share_of_nodes(model):
+    "several_answers: `share` measures a patcher of features as well, with several right answers, and checks its mask."
+    from mamba_interp.circuits import share
+    from mamba_interp.feature_circuits import FeaturePatcher, feature_scores
+    from mamba_interp.sae import SAE, TopK
+    from mamba_interp.sites import Site
+    task = toy(also_right=torch.full((6, 1), 60))
+    saes = {Site('resid', 1): SAE(24, 48, TopK(8), site='1.resid', seed=1).double()}
+    patcher = FeaturePatcher(model, saes, task, feature_scores(model, saes, task).nodes)
+    assert torch.allclose(patcher.plain, task.logit_diff(model(task.clean, at=6)), atol=1e-6)
+    assert share(patcher, torch.ones(len(patcher.nodes)).bool()) == 1
+    for mask in (None, 'x', torch.ones(3), [3]): refused(lambda: share(patcher, mask), 'nodes')

@@ -698,3 +698,8 @@ def test_settings_of_many_devices_change_nothing(tmp_path):
     assert config_of(tmp_path).num_heads == 6
     with says('device', "'cpu'"): Mamba.load('house', device=None)
     with says('seed'): Mamba.tiny(seed=2**70)
+
+def test_taps_are_checked_where_nothing_is_added(model):
+    "generate_prompt_tap: with n=0 no run is made, and a tap at no site is still refused."
+    assert torch.equal(model.generate(ids(2, 5), 0, taps=steer('1.resid', torch.ones(24), at=-1)), ids(2, 5))
+    with says('9.resid'): model.generate(ids(2, 5), 0, taps={'9.resid': lambda old: old})
