@@ -14,12 +14,13 @@ from .checks import fields_of
 
 # %% ../nbs/00_files.ipynb #f99df551
 def as_path(
-    file, # A file's or folder's name
-)->Path:  # raises ValueError for what cannot be one
+    file,            # A file's or folder's name
+    name:str='file', # What it is, for the sentence
+)->Path:             # raises ValueError for what cannot be one
     "A path from text or a `Path`."
     text = os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
     if isinstance(text, str) and text and '\0' not in text: return Path(text)
-    raise ValueError(f"a file's name is {str(file)[:60]!r} ({type(file).__name__}), expected text or a Path")
+    raise ValueError(f"{name} is {str(file)[:60]!r} ({type(file).__name__}), expected its name as text or a Path")
 
 def write_file(
     file,  # Where to; its folder must be there
@@ -104,7 +105,7 @@ def writable(
     own='',      # Glob of older files that the new ones will replace; their room counts as free
 )->Path:         # The folder; raises OSError if it cannot be written or has less room
     "Make `folder` and check, before any work is done, that it can be written and has room."
-    folder = as_path(folder)
+    folder = as_path(folder, 'folder')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as f: f.write(b'\0')
