@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from .checks import one_of, whole_number
 from .model import Mamba, Rules, enough_memory
-from .patching import Interval, contrast, patch_effects, task_metric
+from .patching import Interval, chosen_sites, contrast, patch_effects, task_metric
 from .scan import scan_by_step, scan_heads, scan_heads_by_step, scan_secant, secant_slope
 from .sites import Site
 from .taps import chain, record
@@ -393,9 +393,9 @@ def points(
 ):                    # Iterator of `Point`; raises ValueError for an unknown site, method or base, a metric that slopes cannot explain, or too little memory
     "Slopes of the metric at sites, under a rule."
     check_run('attribution', model, task, metric, base)
+    asked = chosen_sites(model, sites)
     rules, places = _rules(method), nodes(steps, how)
     if any(o.is_inference() for o in model.parameters()): raise ValueError("the model's weights were made under torch.inference_mode, so nothing can be differentiated: load the model outside of it")
-    asked = model.sites(sites)
     _check_room(model, task, asked, method, rules)
     work = _Points(model.under(rules), task, asked, rules, metric, base, alone)
     return work.along(places) if method == 'ig' else iter([work.here()])
@@ -539,7 +539,7 @@ def integrate_activations(
     "Integrated gradients along each site's own activation (Marks et al. 2024): `steps` runs per site."
     check_run('attribution', model, task, metric, base)
     (here, there), ends, out, places = _sides(task, base), task.positions['end'], {}, nodes(steps, how)
-    for site in model.sites(sites):
+    for site in chosen_sites(model, sites):
         with exactly(model): first, last = (_Run(model, o, [site], ends).values()[site] for o in (here, there))
         for share, weight in places:
             with exactly(model): start = {site: _given(site, torch.lerp(first, last, share))}

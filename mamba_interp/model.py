@@ -530,8 +530,13 @@ def _check_fields(kind, fields, where):
         raise ValueError(
             f"{where}: time_step_min {fields['time_step_min']} exceeds time_step_max "
             f"{fields['time_step_max']}")
+    width, inner = fields.get('intermediate_size'), fields['expand']*fields['hidden_size']
+    if kind == 'mamba' and width not in (None, inner):
+        raise ValueError(
+            f"{where}: intermediate_size is {width}, expected expand times hidden_size, {inner}: set "
+            f"expand, which is {fields['expand']}, or leave intermediate_size out")
     if kind == 'mamba2':
-        inner, heads, size, groups = fields['expand']*fields['hidden_size'], fields['num_heads'], fields['head_dim'], fields['n_groups']
+        heads, size, groups = fields['num_heads'], fields['head_dim'], fields['n_groups']
         if heads*size != inner:
             raise ValueError(
                 f"{where}: num_heads {heads} times head_dim {size} is {heads*size}, expected expand "
@@ -587,6 +592,8 @@ def _configured(kind, fields, where):
     "The `transformers` configuration with these fields, checked before and after."
     from transformers import Mamba2Config, MambaConfig
     made = MambaConfig if kind == 'mamba' else Mamba2Config
+    width, d = fields.get('intermediate_size'), fields.get('hidden_size')
+    if 'expand' not in fields and type(width) is type(d) is int and d > 0 and width % d == 0: fields = fields | dict(expand=width//d)
     _check_fields(kind, {k: o.default for k,o in made.__dataclass_fields__.items() if k in _CHECKS} | fields, where)
     try: config = made.from_dict(fields)
     except Exception as e:
@@ -1175,7 +1182,7 @@ def generate(
 
 def _picker(tokens, n, temperature, seed):
     "A function from logits (b v) to the next token (b 1)."
-    whole_number(n, 'n', 0)
+    whole_number(n, 'n', 0, 1_000_000)
     temperature = real_number(temperature, 'temperature', 0)
     if 0 < temperature < 1e-6:
         raise ValueError(
