@@ -122,3 +122,14 @@ def test_empty_batch():
 def test_malformed_chunk(chunk):
     x, dt, A, B = torch.randn(1, 5, 4, 3), torch.rand(1, 5, 4), -torch.rand(4), torch.randn(1, 5, 2, 3)
     with pytest.raises(ValueError, match='^chunk is .*, expected a whole number of at least 1'): scans.scan_heads(x, dt, A, B, B, chunk=chunk)
+
+# --- the explorer's settings ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('pages_open', ['many', '0', '-1', '2.5', '1e1', '\u0663', '9'*5000])
+def test_pages_at_once_that_are_no_number(pages_open):
+    "reliability, explorer: MAMBA_INTERP_PAGES=many ended in a traceback of the settings."
+    pytest.importorskip('voila')
+    command = [sys.executable, '-c', 'import runpy, sys; runpy.run_path(sys.argv[1])', str(pages.root/'explore'/'voila.py')]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(MAMBA_INTERP_PAGES=pages_open, MAMBA_INTERP_TEXT=''))
+    assert done.returncode == 1 and done.stdout == '', done
+    assert done.stderr.startswith('MAMBA_INTERP_PAGES is ') and 'whole number from 1 to 999' in done.stderr and done.stderr.count('\n') == 1, done.stderr
