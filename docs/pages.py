@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from docs.outputs import PLOTLY, WIDGET, cell_difference
-from mamba_interp.files import write_file
+from mamba_interp.report import write_file
 
 root = Path(__file__).resolve().parent.parent
 nbs, built = root/'nbs', root/'_build'/'pages'

@@ -19,8 +19,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 from nbdev.showdoc import BasicMarkdownRenderer
 from docs import pages
 from docs.pages import PLOTLY, WIDGET, root, settings
-from mamba_interp.files import only_writer
-from mamba_interp.figures import Figure, site_assets
+from mamba_interp.report import Figure, only_writer, site_assets
 
 staged, sphinx, static, site = (root/o for o in ('_build/staged', '_build/sphinx', '_build/static', '_site'))
 quarto = yaml.safe_load((root/'_quarto.yml').read_text())

@@ -3,7 +3,7 @@ import os, shutil, socket, subprocess, sys
 import pytest
 import torch
 from docs import pages, serve
-from mamba_interp import scan as scans
+from mamba_interp.model import scan as scans
 
 # --- make ---------------------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,8 @@ import numpy as np, pytest, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from mamba_interp import bundled, statistics as st, tasks
-from mamba_interp.model import Mamba
-from mamba_interp.patching import contrast, interval, patch_effects, site_effects, task_metric
-from mamba_interp.sites import Site
+from mamba_interp.circuits import contrast, interval, patch_effects, site_effects, task_metric
+from mamba_interp.model import Mamba, Site
 from mamba_interp.tasks import CORRUPTIONS, FIRST_MENTION, Prompt, Task, Words, from_prompts, ioi, slots
 
 V, SITE = 61, Site('resid', 1)

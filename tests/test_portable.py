@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from docs import pages
-from mamba_interp import scan as scans
+from mamba_interp.model import scan as scans
 
 PROCESSORS = dict(
     avx2=dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2', MAMBA_INTERP_SCAN='avx2'),
@@ -26,8 +26,7 @@ PAGES = ['02_model', '03_taps']  # short ones that run the model
 
 PROBE = '''
 import json, sys, torch
-from mamba_interp.model import Mamba
-from mamba_interp.scan import scan_backends
+from mamba_interp.model import Mamba, scan_backends
 from mamba_interp.tasks import ioi
 model = Mamba.load('house')
 tokens = ioi(model.tokenizer, n=2, seed=0).clean
@@ -228,7 +227,7 @@ def test_cache_that_cannot_be_written(cache, monkeypatch, tmp_path):
 @needs_compiler
 def test_two_processes_build_at_once(cache):
     "Both get a whole library, and nothing else is left in the cache."
-    code = f"import mamba_interp.scan as s; s._threads = ((),); s._flags = {quick}; s._builds['auto'] = ((),); print(s.scan_backends()['compiled'] or 'usable')"
+    code = f"import mamba_interp.model.scan as s; s._threads = ((),); s._flags = {quick}; s._builds['auto'] = ((),); print(s.scan_backends()['compiled'] or 'usable')"
     with ThreadPoolExecutor(2) as pool: said = list(pool.map(lambda _: python(code, XDG_CACHE_HOME=str(cache.parent)).strip(), range(2)))
     assert said == ['usable']*2 and sorted(o.suffix for o in cache.iterdir()) == ['.so', '.sum']
 
