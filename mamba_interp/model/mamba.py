@@ -6,7 +6,7 @@
 __all__ = ['Rules', 'RMSNorm', 'conv_terms', 'causal_conv', 'tapped', 'Span', 'sort_taps', 'check_tokens', 'left_pad',
            'check_mask', 'Memory', 'Mamba1Block', 'Mamba2Block', 'free_memory', 'TooLarge', 'enough_memory',
            'check_config', 'at_tokens', 'Mamba', 'tiny', 'to_transformers', 'from_checkpoint', 'config_of',
-           'read_weights', 'load', 'save', 'tokenizer', 'generate', 'fingerprint', 'split_block_out',
+           'read_tensors', 'read_weights', 'load', 'save', 'tokenizer', 'generate', 'fingerprint', 'split_block_out',
            'attention_with_skip']
 
 # %% ../../nbs/model/02_mamba.ipynb #7ca2977c
@@ -902,7 +902,7 @@ def config_of(
     return _configured(kind, raw, where)
 
 # %% ../../nbs/model/02_mamba.ipynb #22c2757e
-def read_weights(
+def read_tensors(
     file # A path: .safetensors, or what `torch.save` wrote
 ):       # What it holds; raises ValueError for a file that is truncated or no weights file, OSError for one that cannot be read
     "Read one file of weights."
@@ -936,7 +936,7 @@ def read_weights(
     "All tensors of a checkpoint folder."
     folder = Path(folder)
     for name in ('model.safetensors', 'pytorch_model.bin'):
-        if (folder/name).exists(): return _tensors_of(read_weights(folder/name), folder/name)
+        if (folder/name).exists(): return _tensors_of(read_tensors(folder/name), folder/name)
         index = folder/f'{name}.index.json'
         if index.exists(): return _read_parts(folder, index)
     others = sorted(o.name for o in folder.glob('*') if o.suffix in ('.safetensors', '.bin', '.pt', '.pth'))
@@ -949,7 +949,7 @@ def _read_parts(folder, index):
     if wrong is not None:
         raise ValueError(
             f"{index}: {wrong!r} is in {parts[wrong]!r}, expected a file's name")
-    read = {part: _tensors_of(read_weights(inside(folder, part)), inside(folder, part)) for part in sorted(set(parts.values()))}
+    read = {part: _tensors_of(read_tensors(inside(folder, part)), inside(folder, part)) for part in sorted(set(parts.values()))}
     found = {k: v for part, held in read.items() for k,v in held.items() if parts.get(k, part) == part}
     lost = sorted(set(parts) - set(found))
     if lost:
