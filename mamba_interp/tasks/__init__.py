@@ -20,4 +20,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
             'shortcuts', 'ways_new'],
     questions=['ATTRIBUTES', 'COUNTS', 'FRESH', 'HOPS', 'PEOPLE_RELATIONS', 'QUESTION_WORDS', 'RELATIONS',
                'SIZES', 'VALUES', 'Ask', 'Fact', 'Question', 'as_task', 'make_prompts', 'make_questions',
-               'needed', 'shortcut_answers', 'solve']))
+               'draw_facts', 'needed', 'shortcut_answers', 'solve'],
+    question_rows=['LEVELS', 'REACH', 'chains', 'lesson', 'question_rows', 'told']))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEOPLE_RELATIONS', 'ATTRIBUTES', 'VALUES', 'COUNTS', 'RELATIONS', 'FRESH', 'QUESTION_WORDS', 'SIZES', 'HOPS', 'Fact',
-           'Ask', 'Question', 'solve', 'needed', 'shortcut_answers', 'make_questions', 'make_prompts', 'as_task']
+           'Ask', 'Question', 'solve', 'needed', 'shortcut_answers', 'make_questions', 'draw_facts', 'make_prompts',
+           'as_task']
 
 # %% ../../nbs/tasks/02_questions.ipynb #119d7184
 import json, random, re
@@ -276,7 +277,7 @@ def make_questions(
     names = list(FRESH) if split == 'test' else [o for o in NAMES if o not in FRESH]
     for turn in range(whole_number(n, 'n')):
         for _ in range(200):
-            facts, ask = _drawn(rng, names, [3] if split == 'test' else [0, 1, 2], level, turn)
+            facts, ask = draw_facts(rng, names, [3] if split == 'test' else [0, 1, 2], level, turn)
             shape = _shape(facts, ask)
             if shape not in seen: break
         else: raise ValueError(f"level {level} has no {n} questions that differ beyond names: ask for fewer")
@@ -284,9 +285,15 @@ def make_questions(
         out.append(_question(facts, ask, level, split, f'{split}-{level}-{seed}-{turn}'))
     return out
 
-def _drawn(rng, names, wordings, level, turn):
-    "Facts in their order, and what is asked."
-    world = _World(rng, names, wordings)
+def draw_facts(
+    rng:random.Random, # Source of chance
+    names,             # First names to draw from
+    wordings,          # Indices of the wordings to draw from
+    level:int,         # 1 to 6
+    turn:int=0,        # Whose turn it is: decides size, answer, and the places of the facts that are needed
+)->tuple:              # `Fact`s in their order, and the `Ask`
+    "Draw the facts of a level, with all that misleads, and what is asked of them."
+    world = _World(rng, list(names), list(wordings))
     low, high = SIZES[level]
     turn, step = divmod(turn, high - low + 1)
     size = low + step
