@@ -523,6 +523,36 @@ def test_recovery_is_measured_on_numbers():
     refused(lambda: planted_ioi(names=2), 'names')
     refused(lambda: planted_spread(pairs=9), 'keys')
 
+@pytest.mark.parametrize('name, least', dict(planted_latest=10, planted_reset=11, planted_marked=11, planted_asked=11, planted_joint=10, planted_ioi=4).items())
+def test_planted_prompts_need_tokens(name, least):
+    "04_secant_misses_a_planted_circuit: numbers of tokens, pairs and prompts of which nothing can be drawn."
+    from mamba_interp import planted as p
+    draw, sizes = getattr(p, name), dict(names=3) if name == 'planted_ioi' else {}
+    assert len(draw(3, vocab=least, **sizes)) == 3
+    for vocab in (least - 1, 0, -3, 2.5, None): refused(lambda: draw(3, vocab=vocab, **sizes), 'vocab', f'least {least}')
+    refused(lambda: draw(0), '`n` is 0')
+    many = 'names' if sizes else 'triples' if name == 'planted_marked' else 'pairs'
+    for wrong in (1, 2.5): refused(lambda: draw(3, **{many: wrong}), many)
+
+def test_planted_models_need_tokens():
+    "04_secant_misses_a_planted_circuit: the same for the models."
+    from mamba_interp.circuits import induction_model, ioi_model
+    for vocab in (0, 2.5, None): refused(lambda: induction_model(vocab), '`vocab`')
+    for names, vocab in ((9, 8), (0, 8), (3, 0)): refused(lambda: ioi_model(vocab, names), '`names`' if vocab else '`vocab`')
+
+@pytest.mark.parametrize('cells', ('0.x', '*.block_out'))
+def test_calibration_does_not_hang_on_rounding(model, cells):
+    "Estimates that tie to rounding are taken, and others drawn, in forward order."
+    from mamba_interp.circuits import attribute, calibrate
+    task = toy()
+    effects = attribute(model, task, ['*.resid', '*.read_x', '*.read_z', cells])
+    def shaken(seed):
+        gen = torch.Generator().manual_seed(seed)
+        most = max(o.mean(0).abs().max() for o in effects.values())
+        return {s: o + 1e-9*most*torch.randn(o.shape, generator=gen, dtype=o.dtype) for s,o in effects.items()}
+    found = [calibrate(model, task, shaken(seed), top=6, others=6).cells for seed in range(3)]
+    assert found[0] == found[1] == found[2]
+
 def test_the_share_of_nodes(model):
     "several_answers: `share` measures a patcher of features as well, with several right answers, and checks its mask."
     from mamba_interp.circuits import share
@@ -535,3 +565,14 @@ def test_the_share_of_nodes(model):
     assert torch.allclose(patcher.plain, task.logit_diff(model(task.clean, at=6)), atol=1e-6)
     assert share(patcher, torch.ones(len(patcher.nodes)).bool()) == 1
     for mask in (None, 'x', torch.ones(3), [3]): refused(lambda: share(patcher, mask), 'nodes')
+
+def test_a_stored_circuit_is_the_same_on_any_processor(tmp_path):
+    "What a circuit reaches is stored to the digits that every processor agrees on: the file does not change."
+    scores, texts = by_hand(torch.linspace(1, .1, len(GRID)).expand(3, -1)), []
+    for noise in (0, 1e-8, -1e-8):
+        summed = lambda k: adding(*range(10))(k) + noise*k[:7].sum()
+        sets = [Fake(summed) for _ in range(3)]
+        found = minimal_set(scores, *sets[:2], .7, fresh=sets[2]).circuit
+        found.save(tmp_path/'circuit.json')
+        texts.append((tmp_path/'circuit.json').read_text())
+    assert texts[0] == texts[1] == texts[2] and found.how['reached'] == float(f"{found.how['reached']:.5g}") == found.how['reached_fresh']

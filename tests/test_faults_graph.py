@@ -3,7 +3,7 @@ import numpy as np, pytest, torch, transformers
 from transformers import BambaConfig, FalconMambaConfig, MambaConfig
 from mamba_interp.circuits import (LARGEST, METHODS, Edge, EdgePatcher, Graph, Secant, Spans, attribute,
                                    calibrate, cut_sums, integrate_activations, metric_secant, missed, nodes,
-                                   patch_effects, path_effects, path_patch, points, scan_heads_secant, spans)
+                                   patch_effects, path_effects, path_patch, points, scan_heads_secant, site_effects, spans)
 from mamba_interp.model import Adapter, Mamba, Site
 from mamba_interp.tasks import Task
 
@@ -284,3 +284,21 @@ def test_texts_and_options_of_edges():
     one_sentence(lambda: path_effects(MODELS[1], TASK, bas='clean'), "'bas'", "did you mean 'base'")
     for names in (3, None): one_sentence(lambda: spans(TASK, names), 'different names')
     one_sentence(lambda: spans(None), 'Task')
+
+@pytest.mark.parametrize('label', ('²', '٣', '½', '12345678901', '๗'))
+def test_labels_that_are_numbers_of_another_kind(label):
+    "adapter_circuits: an edge's token is written in the digits 0 to 9, or is the name of a span."
+    for text in (f'embed -> 0.read_x @ {label}', f'0.state @ {label} -> 0.y @ 3', f'0.x -> 0.conv lag 1 @ {label}'):
+        one_sentence(lambda: Edge.parse(text), 'is no edge', label)
+    assert Edge.parse('embed -> 0.read_x @ S²').at == 'S²'
+
+@pytest.mark.parametrize('call', (attribute, integrate_activations, patch_effects, site_effects))
+def test_no_sites(call):
+    "uninformative_metric: an empty list of sites is refused before the model runs."
+    class Still(Mamba):
+        def _run(self, *args, **options): raise AssertionError('the model ran')
+    still = Still(MODEL.config)
+    for none in ([], ()): one_sentence(lambda: call(still, TASK, none), 'sites is', 'at least one site')
+    if call is patch_effects:
+        for at in ([], {Site('embed'): []}): one_sentence(lambda: call(still, TASK, 'embed', at=at), 'at names no token')
+        one_sentence(lambda: call(still, TASK, '0.state@5', at=[3]), 'at names no token', '0.state@5')

@@ -10,19 +10,19 @@ from ..report import face
 
 # %% ../../nbs/circuits/index.ipynb #face4004
 __getattr__, __dir__, __all__ = face(__name__, dict(
-    patching=['Interval', 'contrast', 'interval', 'patch_effects', 'site_effects', 'source_values',
+    patching=['chosen_sites', 'Interval', 'contrast', 'interval', 'patch_effects', 'site_effects', 'source_values',
               'task_metric'],
-    attribution=['METHODS', 'Calibration', 'CutSums', 'Detached', 'Effects', 'Frozen', 'Point', 'Secant',
+    attribution=['TIE', 'tie_groups', 'METHODS', 'Calibration', 'CutSums', 'Detached', 'Effects', 'Frozen', 'Point', 'Secant',
                  'attribute', 'calibrate', 'check_run', 'cut_sums', 'exactly', 'integrate_activations',
                  'metric_gradient', 'metric_secant', 'missed', 'needs_mamba', 'nodes', 'points',
                  'scan_heads_secant', 'slopes_at'],
     graph=['KINDS', 'LARGEST', 'RECEIVERS', 'Edge', 'EdgePatcher', 'Graph', 'Spans', 'check_graph',
            'path_effects', 'path_patch', 'spans'],
     circuit_map=['circuit_map'],
-    circuit=['TIE', 'Circuit', 'Minimal', 'Scores', 'SizeCurve', 'above', 'accuracy', 'acdc', 'backwards',
+    circuit=['Circuit', 'Minimal', 'Scores', 'SizeCurve', 'above', 'accuracy', 'acdc', 'backwards',
              'connected', 'edge_scores', 'exact_scores', 'first_reaching', 'jaccard', 'mask_of',
              'mean_change', 'mean_kl', 'minimal_set', 'name_of', 'prune', 'ranking', 'share', 'size_grid',
-             'task_origin', 'tie_groups', 'top'],
+             'task_origin', 'top'],
     faithfulness=['SHARES', 'Agreement', 'Band', 'Completeness', 'Curve', 'Overlap', 'Setting', 'Stability',
                   'Verdict', 'agreement', 'areas', 'completeness', 'curve', 'equivalence_limits',
                   'equivalence_power', 'equivalence_test', 'faithfulness', 'hsic_test', 'independence_power',

@@ -54,7 +54,8 @@ class Edge(NamedTuple):
         (left, arrow, right), label = str(text).partition(' -> '), lambda o: int(o) if _digits(o) else o or None
         (src, _, since), (dst, _, at) = left.partition(' @ '), right.partition(' @ ')
         dst, _, lag = dst.partition(' lag ')
-        if not arrow or not (_digits(lag) or lag == ''): raise ValueError(f"{text!r} is no edge: expected SITE -> SITE, with a lag and token labels where there are any, such as '5.x -> 5.conv lag 2 @ 7'")
+        odd = any(o.isnumeric() and not _digits(o) for o in (since, at))
+        if odd or not arrow or not (_digits(lag) or lag == ''): raise ValueError(f"{text!r} is no edge: expected SITE -> SITE, with a lag and token labels where there are any, such as '5.x -> 5.conv lag 2 @ 7'")
         return cls(Site.parse(src), Site.parse(dst), int(lag) if lag else None, label(at), label(since))._checked()
 
     def _checked(self):

@@ -92,7 +92,7 @@ def induction_model(
     keys:Tensor=None, # (v n) as for `write_induction`; one dimension per token if None
 )->Mamba:
     "One layer that does induction."
-    keys = torch.eye(vocab).double() if keys is None else keys
+    keys = torch.eye(whole_number(vocab, '`vocab`')).double() if keys is None else keys
     model = blank(vocab, state=keys.shape[1], kind=kind)
     write_induction(model.layers[0], keys)
     return model
@@ -207,6 +207,7 @@ def ioi_model(
     skip:bool=False, # Count through lag 0 and take the token itself off again, through the skip D = −1?
 )->Mamba:
     "IOI in two layers of state size 1: each mention counts for a name, each duplicate twice against it."
+    whole_number(names, '`names`', 1, whole_number(vocab, '`vocab`'))
     model = blank(vocab, 4, 2)
     (mark, add), eye = model.layers, torch.eye(vocab).double()
     name, (a, b, token, dup, seen) = eye*(torch.arange(vocab) < names), (slice(i*vocab, (i+1)*vocab) for i in (0, 1, 0, 2, 3))
@@ -228,6 +229,11 @@ def _task(name, rows, places):
     "Task from rows of clean, corrupt, right, wrong, and a dict of positions for each."
     return Task(*(torch.tensor(o) for o in zip(*rows)), {k: torch.tensor([o[k] for o in places]) for k in places[0]}, name)
 
+def _enough(n, vocab, spare, pairs, name='pairs'):
+    "Refuse a vocabulary without two tokens for each pair, and `spare` others."
+    whole_number(n, '`n`')
+    whole_number(vocab, f'`vocab` for {pairs} {name}', 2*whole_number(pairs, f'`{name}`', 2) + spare)
+
 def planted_ioi(
     n:int=20,         # Pairs of prompts
     seed:int=0,       # Of the tokens
@@ -237,7 +243,7 @@ def planted_ioi(
 )->Task:
     "Two names among filler tokens, one of them again; positions IO, S1, S1+1, S2."
     one_of(swap, '`swap`', ('S2 to IO', 'S2 to C', 'S1 to IO', 'S1 to C'))
-    whole_number(names, 'names', 3, whole_number(vocab, 'vocab', 4) - 1)
+    whole_number(n, '`n`'), whole_number(names, '`names`', 3, whole_number(vocab, '`vocab`', 4) - 1)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         (io, s, c), fill = rng.sample(range(names), 3), [rng.randrange(names, vocab) for _ in range(12)]
@@ -323,6 +329,7 @@ def planted_latest(
     pairs:int=4,  # Key–value pairs, two with the same key
 )->Task:
     "A key with two values; the corruption changes the later one."
+    _enough(n, vocab, 2, pairs)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         *ids, other = rng.sample(range(1, vocab), 2*pairs + 1)
@@ -339,6 +346,7 @@ def planted_reset(
     pairs:int=4,  # Key–value pairs
 )->Task:
     "A word after the key and value that are asked for; the corruption makes it the reset token."
+    _enough(n, vocab, 3, pairs)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         ids, i = rng.sample(range(3, vocab), 2*pairs), rng.randrange(pairs)
@@ -385,6 +393,7 @@ def planted_marked(
     triples:int=4, # Of mark, key, value; two have the same key
 )->Task:
     "A key with two values, one marked as not to count; the corruption exchanges the marks."
+    _enough(n, vocab, 3, triples, 'triples')
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         ids, (i, j) = rng.sample(range(3, vocab), 2*triples), rng.sample(range(triples), 2)
@@ -411,6 +420,7 @@ def planted_asked(
     pairs:int=4,  # Key–value pairs
 )->Task:
     "A key, then two tokens that ask; the corruption makes the key that was stored another one."
+    _enough(n, vocab, 3, pairs)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         *ids, other = rng.sample(range(2, vocab), 2*pairs + 1)
@@ -444,6 +454,7 @@ def planted_joint(
     pairs:int=4,  # Key–value pairs
 )->Task:
     "Recall; the corruption asks for a new key, and puts it in the place of another one."
+    _enough(n, vocab, 2, pairs)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         *ids, new = rng.sample(range(1, vocab), 2*pairs + 1)
@@ -468,7 +479,7 @@ def planted_spread(
     pairs:int=3,  # Key–value pairs
 )->Task:
     "Recall by a question of several tokens; the corruption asks for another key, whose value is new."
-    whole_number(lags, '`lags`'), whole_number(keys, '`keys`', 2*whole_number(pairs, '`pairs`', 2) + 3)
+    whole_number(n, '`n`'), whole_number(lags, '`lags`'), whole_number(keys, '`keys`', 2*whole_number(pairs, '`pairs`', 2) + 3)
     rng, rows, places = random.Random(seed), [], []
     for _ in range(n):
         *ids, new = rng.sample(range(2, keys), 2*pairs + 1)

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     mamba=['Mamba', 'Mamba1Block', 'Mamba2Block', 'Memory', 'RMSNorm', 'Rules', 'Span', 'TooLarge',
            'at_tokens', 'attention_with_skip', 'causal_conv', 'check_config', 'check_mask', 'check_tokens',
            'config_of', 'conv_terms', 'enough_memory', 'fingerprint', 'free_memory', 'from_checkpoint',
-           'left_pad', 'read_weights', 'sort_taps', 'split_block_out', 'tapped', 'to_transformers'],
+           'left_pad', 'read_tensors', 'read_weights', 'sort_taps', 'split_block_out', 'tapped',
+           'to_transformers'],
     taps=['Adapter', 'Tap', 'ablate', 'chain', 'keep_tap', 'mean_over_prompts', 'put_tap', 'record',
           'replace', 'site_mean', 'steer', 'token_mask']))

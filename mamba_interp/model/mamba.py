@@ -6,7 +6,7 @@
 __all__ = ['Rules', 'RMSNorm', 'conv_terms', 'causal_conv', 'tapped', 'Span', 'sort_taps', 'check_tokens', 'left_pad',
            'check_mask', 'Memory', 'Mamba1Block', 'Mamba2Block', 'free_memory', 'TooLarge', 'enough_memory',
            'check_config', 'at_tokens', 'Mamba', 'tiny', 'to_transformers', 'from_checkpoint', 'config_of',
-           'read_weights', 'load', 'save', 'tokenizer', 'generate', 'fingerprint', 'split_block_out',
+           'read_tensors', 'read_weights', 'load', 'save', 'tokenizer', 'generate', 'fingerprint', 'split_block_out',
            'attention_with_skip']
 
 # %% ../../nbs/model/02_mamba.ipynb #7ca2977c
@@ -532,8 +532,13 @@ def _check_fields(kind, fields, where):
         raise ValueError(
             f"{where}: time_step_min {fields['time_step_min']} exceeds time_step_max "
             f"{fields['time_step_max']}")
+    width, inner = fields.get('intermediate_size'), fields['expand']*fields['hidden_size']
+    if kind == 'mamba' and width not in (None, inner):
+        raise ValueError(
+            f"{where}: intermediate_size is {width}, expected expand times hidden_size, {inner}: set "
+            f"expand, which is {fields['expand']}, or leave intermediate_size out")
     if kind == 'mamba2':
-        inner, heads, size, groups = fields['expand']*fields['hidden_size'], fields['num_heads'], fields['head_dim'], fields['n_groups']
+        heads, size, groups = fields['num_heads'], fields['head_dim'], fields['n_groups']
         if heads*size != inner:
             raise ValueError(
                 f"{where}: num_heads {heads} times head_dim {size} is {heads*size}, expected expand "
@@ -589,6 +594,8 @@ def _configured(kind, fields, where):
     "The `transformers` configuration with these fields, checked before and after."
     from transformers import Mamba2Config, MambaConfig
     made = MambaConfig if kind == 'mamba' else Mamba2Config
+    width, d = fields.get('intermediate_size'), fields.get('hidden_size')
+    if 'expand' not in fields and type(width) is type(d) is int and d > 0 and width % d == 0: fields = fields | dict(expand=width//d)
     _check_fields(kind, {k: o.default for k,o in made.__dataclass_fields__.items() if k in _CHECKS} | fields, where)
     try: config = made.from_dict(fields)
     except Exception as e:
@@ -902,7 +909,7 @@ def config_of(
     return _configured(kind, raw, where)
 
 # %% ../../nbs/model/02_mamba.ipynb #22c2757e
-def read_weights(
+def read_tensors(
     file # A path: .safetensors, or what `torch.save` wrote
 ):       # What it holds; raises ValueError for a file that is truncated or no weights file, OSError for one that cannot be read
     "Read one file of weights."
@@ -936,7 +943,7 @@ def read_weights(
     "All tensors of a checkpoint folder."
     folder = Path(folder)
     for name in ('model.safetensors', 'pytorch_model.bin'):
-        if (folder/name).exists(): return _tensors_of(read_weights(folder/name), folder/name)
+        if (folder/name).exists(): return _tensors_of(read_tensors(folder/name), folder/name)
         index = folder/f'{name}.index.json'
         if index.exists(): return _read_parts(folder, index)
     others = sorted(o.name for o in folder.glob('*') if o.suffix in ('.safetensors', '.bin', '.pt', '.pth'))
@@ -949,7 +956,7 @@ def _read_parts(folder, index):
     if wrong is not None:
         raise ValueError(
             f"{index}: {wrong!r} is in {parts[wrong]!r}, expected a file's name")
-    read = {part: _tensors_of(read_weights(inside(folder, part)), inside(folder, part)) for part in sorted(set(parts.values()))}
+    read = {part: _tensors_of(read_tensors(inside(folder, part)), inside(folder, part)) for part in sorted(set(parts.values()))}
     found = {k: v for part, held in read.items() for k,v in held.items() if parts.get(k, part) == part}
     lost = sorted(set(parts) - set(found))
     if lost:
@@ -1179,7 +1186,7 @@ def generate(
 
 def _picker(tokens, n, temperature, seed):
     "A function from logits (b v) to the next token (b 1)."
-    whole_number(n, 'n', 0)
+    whole_number(n, 'n', 0, 1_000_000)
     temperature = real_number(temperature, 'temperature', 0)
     if 0 < temperature < 1e-6:
         raise ValueError(

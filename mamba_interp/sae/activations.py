@@ -271,16 +271,6 @@ class Batches:
         except BaseException: self._run = None; raise
 
 # %% ../../nbs/sae/00_activations.ipynb #6a03ace1
-def _room(need, device, what):
-    "Raise ValueError if `need` bytes are more than a device has free."
-    device = torch.device(device)
-    if device.type == 'cuda': free = torch.cuda.mem_get_info(device)[0]
-    elif Path('/proc/meminfo').exists():
-        free = 1024*int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0])
-    else: return
-    if need > free:
-        raise ValueError(f"{what} takes {need/1e9:,.3g} GB, and {device} has {free/1e9:,.3g} GB free")
-
 def _usable(device):
     "The device; raises ValueError if nothing can be kept there."
     try: return torch.empty(0, device=device).cpu() is None or torch.empty(0, device=device).device
@@ -347,8 +337,8 @@ class Harvest(Batches):
         self.widths = {s: v.shape[-1] for s,v in like.items()}
         bytes_each = sum(v.shape[-1]*(dtype or v.dtype).itemsize for v in like.values())
         on = next(iter(like.values())).device if device is None else _usable(device)
-        _room(2*self._size*bytes_each, on, f"a ring of {2*self._size:,} tokens at {len(like)} sites "
-                                           f"(capacity={capacity})")
+        enough_memory(2*self._size*bytes_each, f"a ring of {2*self._size:,} tokens at {len(like)} sites "
+                                               f"(capacity={capacity})", on)
         self.ring = {s: torch.empty(2*self._size, v.shape[-1], dtype=dtype or v.dtype, device=on) for s,v in like.items()}
 
     @property
@@ -549,7 +539,7 @@ def cache(
         about = _begun(source, folder)
         each = sum(o.shape[1]*o.element_size() for o in source.ring.values())
         writable(folder, max(0, tokens - about['tokens'])*each)
-        _room(2*min(shard, tokens)*each, 'cpu', f"a shard of {min(shard, tokens):,} tokens")
+        enough_memory(2*min(shard, tokens)*each, f"a shard of {min(shard, tokens):,} tokens")
         while about['tokens'] < tokens and not about['ended']:
             _add_shard(source, folder, about, min(shard, tokens - about['tokens']))
     return folder

@@ -18,7 +18,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from ..model import Site, Tap, enough_memory, read_weights, record
+from ..model import Site, Tap, enough_memory, read_tensors, record
 from ..report import (fields_of, inside, one_of, read_json, real_number, settle, whole_number,
                                  write_files)
 from .activations import origin
@@ -676,7 +676,7 @@ def _tensors(file, sha256=None):
     if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise ValueError(
             f"{file} is damaged, or not the file that cfg.json beside it describes: its checksum is another")
-    try: found = read_weights(file)
+    try: found = read_tensors(file)
     except (ValueError, OSError): raise
     except Exception as e: raise ValueError(f"{file} is no weights file ({type(e).__name__})") from e
     if not isinstance(found, dict):
