@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'REACH', 'chains', 'lesson', 'told', 'question_rows']
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #29be41a5
+# %% ../../nbs/tasks/03_question_rows.ipynb #78bb8f35
 import random
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,7 +14,7 @@ from ..report import real_number, whole_number
 from .questions import ATTRIBUTES, FRESH, PEOPLE_RELATIONS, RELATIONS, SIZES, VALUES, Ask, Fact, draw_facts, solve
 from .task import NAMES, bos_id
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #0fdac8f6
+# %% ../../nbs/tasks/03_question_rows.ipynb #12edaab0
 def chains(
     facts,      # `Fact`s
     hops:int=1, # Longest path of relations
@@ -30,7 +30,7 @@ def chains(
         found += [Ask('value', way, (start,)) for way, start, _ in ends]
     return found
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #55237832
+# %% ../../nbs/tasks/03_question_rows.ipynb #eaba3479
 LEVELS = (0, *SIZES)
 REACH = {0: 1, 1: 1, 2: 2, 3: 3, 4: 1, 5: 2, 6: 2}     # relations in the longest question of a level
 _KNOWN = tuple(o for o in NAMES if o not in FRESH)
@@ -47,12 +47,14 @@ def lesson(
     rng:random.Random, # Source of chance
     level:int,         # One of `LEVELS`
     most:int=8,        # Largest number of questions
+    hops:int=None,     # Longest path of relations that is asked for; `REACH` of the level if None
 )->tuple:              # `Fact`s, and `Ask`s that they answer
     "Draw facts of a level and questions about them, as training may see them."
     if level == 0: facts, ask = _two_facts(rng), None
     else: facts, ask = draw_facts(rng, _KNOWN, _WORDINGS, level, rng.randrange(10**6))
-    facts = list(facts)
-    every = [o for o in chains(facts, REACH[level]) if o != ask]
+    facts, hops = list(facts), min(hops or REACH[level], REACH[level])
+    if ask is not None and len(ask.relations) > hops: ask = None
+    every = [o for o in chains(facts, hops) if o != ask]
     rng.shuffle(every)
     far = [o for o in every if len(o.relations) > 1 and o.relations[-1] in ATTRIBUTES]
     near = [o for o in every if o not in far]
@@ -61,7 +63,7 @@ def lesson(
     rng.shuffle(asks)
     return facts, asks
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #753a8a91
+# %% ../../nbs/tasks/03_question_rows.ipynb #3abc543f
 def _asked(facts, asks):
     "Questions after the facts, as pieces of text and whether each counts."
     out = []
@@ -96,7 +98,7 @@ def told(
     if rng.random() < twice: asks = asks + rng.sample(asks, len(asks))
     return [(said, False), *_asked(facts, asks)]
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #279cdd86
+# %% ../../nbs/tasks/03_question_rows.ipynb #2124a5dd
 def _levels(levels):
     "Weights of levels; raises ValueError for a level that there is not."
     if not isinstance(levels, dict) or not levels or set(levels) - set(LEVELS):
@@ -112,6 +114,7 @@ def question_rows(
     twice:float=.3,    # As in `told`
     before:float=0.,   # As in `told`
     most:int=8,        # Largest number of questions about the same facts
+    hops:int=None,     # As in `lesson`
 )->Callable:           # `rows(rng, n, length)` -> (n length) token ids, (n length) bool: the answers count
     "Make a source of training rows; raises ValueError for a level that there is not."
     kinds, weights = _levels(levels)
@@ -121,7 +124,7 @@ def question_rows(
     def row(rng, length):
         ids, counts = [], []
         while len(ids) < length:
-            facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most)
+            facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most, hops)
             pieces = [((bos,), False)] + [(encode(text), o) for text, o in told(rng, facts, asks, **shares)]
             ids += [i for piece, _ in pieces for i in piece]
             counts += [o for piece, o in pieces for _ in piece]
