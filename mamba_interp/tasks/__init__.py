@@ -19,6 +19,6 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
             'TRIO_OPENINGS', 'VERBS', 'WAYS', 'Grammar', 'Scene', 'other_person', 'scene_rows', 'scene_task',
             'shortcuts', 'ways_new'],
     questions=['ATTRIBUTES', 'COUNTS', 'FRESH', 'HOPS', 'PEOPLE_RELATIONS', 'QUESTION_WORDS', 'RELATIONS',
-               'SIZES', 'VALUES', 'Ask', 'Fact', 'Question', 'as_task', 'make_prompts', 'make_questions',
+               'SIZES', 'TEST_WORDING', 'TRAINING_WORDINGS', 'LATER_WORDINGS', 'VALUES', 'Ask', 'Fact', 'Question', 'as_task', 'make_prompts', 'make_questions',
                'draw_facts', 'needed', 'shortcut_answers', 'solve'],
     question_rows=['LEVELS', 'REACH', 'chains', 'lesson', 'question_rows', 'told']))

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['LEVELS', 'REACH', 'chains', 'lesson', 'told', 'question_rows']
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #78bb8f35
+# %% ../../nbs/tasks/03_question_rows.ipynb #37ec6455
 import random
 from collections.abc import Callable
 from functools import lru_cache
 import numpy as np
 from ..report import real_number, whole_number
-from .questions import ATTRIBUTES, FRESH, PEOPLE_RELATIONS, RELATIONS, SIZES, VALUES, Ask, Fact, draw_facts, solve
+from .questions import (ATTRIBUTES, FRESH, RELATIONS, SIZES, TEST_WORDING, TRAINING_WORDINGS, VALUES, Ask, Fact,
+                                          draw_facts, solve)
 from .task import NAMES, bos_id
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #12edaab0
+# %% ../../nbs/tasks/03_question_rows.ipynb #7a8d63b9
 def chains(
     facts,      # `Fact`s
     hops:int=1, # Longest path of relations
@@ -30,28 +31,29 @@ def chains(
         found += [Ask('value', way, (start,)) for way, start, _ in ends]
     return found
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #eaba3479
+# %% ../../nbs/tasks/03_question_rows.ipynb #12178c43
 LEVELS = (0, *SIZES)
 REACH = {0: 1, 1: 1, 2: 2, 3: 3, 4: 1, 5: 2, 6: 2}     # relations in the longest question of a level
 _KNOWN = tuple(o for o in NAMES if o not in FRESH)
-_WORDINGS = (0, 1, 2)
 
-def _two_facts(rng):
+def _two_facts(rng, wordings):
     "Two facts about one relation of two people."
     relation = rng.choice(list(RELATIONS))
     people = rng.sample(_KNOWN, 4)
     values = rng.sample(VALUES[relation], 2) if relation in ATTRIBUTES else people[2:]
-    return [Fact(o, relation, value, rng.choice(_WORDINGS)) for o, value in zip(people, values)]
+    return [Fact(o, relation, value, rng.choice(wordings)) for o, value in zip(people, values)]
 
 def lesson(
     rng:random.Random, # Source of chance
     level:int,         # One of `LEVELS`
     most:int=8,        # Largest number of questions
     hops:int=None,     # Longest path of relations that is asked for; `REACH` of the level if None
+    wordings=TRAINING_WORDINGS, # Indices of the wordings of facts; raises ValueError for `TEST_WORDING`
 )->tuple:              # `Fact`s, and `Ask`s that they answer
     "Draw facts of a level and questions about them, as training may see them."
-    if level == 0: facts, ask = _two_facts(rng), None
-    else: facts, ask = draw_facts(rng, _KNOWN, _WORDINGS, level, rng.randrange(10**6))
+    if TEST_WORDING in wordings: raise ValueError(f'wording {TEST_WORDING} is kept for tests, got {wordings}')
+    if level == 0: facts, ask = _two_facts(rng, wordings), None
+    else: facts, ask = draw_facts(rng, _KNOWN, wordings, level, rng.randrange(10**6))
     facts, hops = list(facts), min(hops or REACH[level], REACH[level])
     if ask is not None and len(ask.relations) > hops: ask = None
     every = [o for o in chains(facts, hops) if o != ask]
@@ -63,18 +65,18 @@ def lesson(
     rng.shuffle(asks)
     return facts, asks
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #3abc543f
+# %% ../../nbs/tasks/03_question_rows.ipynb #f3523a1e
 def _asked(facts, asks):
     "Questions after the facts, as pieces of text and whether each counts."
     out = []
     for o in asks: out += [(f' Question: {o.text}? Answer:', False), (f' {solve(facts, o)}', True), ('.', False)]
     return out
 
-def _restated(rng, facts):
+def _restated(rng, facts, wordings):
     "Each fact once more, as pieces of text and whether each counts."
     out = []
     for fact in rng.sample(facts, len(facts)):
-        wording = fact.wording if rng.random() < .5 else rng.choice(_WORDINGS)
+        wording = fact.wording if rng.random() < .5 else rng.choice(wordings)
         text = fact._replace(wording=wording).text
         start = text.rindex(fact.value)
         out += [(' ' + text[:start].rstrip(), False), (' ' + fact.value, True), (text[start + len(fact.value):], False)]
@@ -87,10 +89,11 @@ def told(
     restated:float=.3, # Share in which the facts are said again instead of asked for, 0 to 1
     twice:float=.3,    # Share in which the questions are asked a second time, 0 to 1
     before:float=0.,   # Share in which one question stands before the facts, 0 to 1
+    wordings=TRAINING_WORDINGS, # Indices of the wordings in which facts are said again
 )->list:               # (text, does it count?)
     "Write a lesson down in one of four ways."
     said = ' '.join(o.text for o in facts)
-    if rng.random() < restated: return [(said, False), *_restated(rng, facts)]
+    if rng.random() < restated: return [(said, False), *_restated(rng, facts, wordings)]
     if rng.random() < before:
         question, again = f'Question: {asks[0].text}?', rng.random() < .5
         end = f' Question: {asks[0].text}? Answer:' if again else ' Answer:'
@@ -98,7 +101,7 @@ def told(
     if rng.random() < twice: asks = asks + rng.sample(asks, len(asks))
     return [(said, False), *_asked(facts, asks)]
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #2124a5dd
+# %% ../../nbs/tasks/03_question_rows.ipynb #23c7fe0b
 def _levels(levels):
     "Weights of levels; raises ValueError for a level that there is not."
     if not isinstance(levels, dict) or not levels or set(levels) - set(LEVELS):
@@ -115,6 +118,7 @@ def question_rows(
     before:float=0.,   # As in `told`
     most:int=8,        # Largest number of questions about the same facts
     hops:int=None,     # As in `lesson`
+    wordings=TRAINING_WORDINGS, # As in `lesson`
 )->Callable:           # `rows(rng, n, length)` -> (n length) token ids, (n length) bool: the answers count
     "Make a source of training rows; raises ValueError for a level that there is not."
     kinds, weights = _levels(levels)
@@ -124,8 +128,8 @@ def question_rows(
     def row(rng, length):
         ids, counts = [], []
         while len(ids) < length:
-            facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most, hops)
-            pieces = [((bos,), False)] + [(encode(text), o) for text, o in told(rng, facts, asks, **shares)]
+            facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most, hops, wordings)
+            pieces = [((bos,), False)] + [(encode(text), o) for text, o in told(rng, facts, asks, wordings=wordings, **shares)]
             ids += [i for piece, _ in pieces for i in piece]
             counts += [o for piece, o in pieces for _ in piece]
         return ids[:length], counts[:length]

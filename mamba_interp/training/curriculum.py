@@ -6,44 +6,47 @@
 __all__ = ['CURRICULUM_WORDS', 'QUESTION_SOURCES', 'CURRICULUM', 'CURRICULUM_RECIPE', 'curriculum_sources', 'curriculum_mixture',
            'curriculum_start']
 
-# %% ../../nbs/training/03_curriculum.ipynb #e2d07b03
+# %% ../../nbs/training/03_curriculum.ipynb #a4c44d3c
 import random
 import torch
 from transformers import MambaConfig
 from ..model import Mamba
 from ..report import whole_number
-from ..tasks import NAMES, QUESTION_WORDS, SPOTS, THINGS, Grammar, plain_tokens, question_rows, scene_rows, token_ids
+from ..tasks import LATER_WORDINGS, NAMES, TRAINING_WORDINGS, QUESTION_WORDS, SPOTS, THINGS, Grammar, plain_tokens, question_rows, scene_rows, token_ids
 from .house import STARTS
 from .train import Mixture, Recipe, Stage, mimetic, recall_rows, repeat_rows, text_rows
 
-# %% ../../nbs/training/03_curriculum.ipynb #a35eea3c
+# %% ../../nbs/training/03_curriculum.ipynb #ff3604fd
 CURRICULUM_WORDS = tuple(dict.fromkeys([f' {o}' for o in (*NAMES, *SPOTS, *THINGS, *QUESTION_WORDS)] + list(NAMES) + list(STARTS)))
 
-# %% ../../nbs/training/03_curriculum.ipynb #4a28106a
+# %% ../../nbs/training/03_curriculum.ipynb #524df895
 def curriculum_sources(
     tokenizer, # Its tokenizer
     text,      # (n) token stream, as from `pack`
 )->dict:       # Name -> `rows(rng, n, length)`
     "Return everything that the model reads."
     words = plain_tokens(tokenizer)
+    every = TRAINING_WORDINGS + LATER_WORDINGS
     small = random.Random(5).sample(words, 200) + token_ids(NAMES, tokenizer)
     return dict(
         two_facts=question_rows(tokenizer, {0: 1., 1: 1.}, restated=.6),
         one_hop=question_rows(tokenizer, {1: 1., 4: 2., 6: 1.}, restated=.3, hops=1),
-        two_hops=question_rows(tokenizer, {1: 1., 2: 3., 4: 1., 6: 2.}, restated=.1),
-        every_level=question_rows(tokenizer, {1: 1., 2: 2., 3: 2., 4: 1., 5: 1., 6: 2.}, restated=.05, before=.2),
+        two_hops=question_rows(tokenizer, {1: 1., 2: 3., 4: 1., 6: 2.}, restated=.1, wordings=every),
+        one_hop_again=question_rows(tokenizer, {1: 1., 4: 2., 6: 1.}, restated=.2, hops=1, wordings=every),
+        every_level=question_rows(tokenizer, {1: 1., 2: 2., 3: 2., 4: 1., 5: 1., 6: 2.}, restated=.05, before=.2,
+                                  wordings=every),
         scenes=scene_rows(tokenizer, Grammar(), text),
         repeat_small=repeat_rows(small),
         repeat=repeat_rows(words, lengths=(3, 20)),
         recall=recall_rows(small),
         text=text_rows(text))
-QUESTION_SOURCES = ('two_facts', 'one_hop', 'two_hops', 'every_level')
+QUESTION_SOURCES = ('two_facts', 'one_hop', 'one_hop_again', 'two_hops', 'every_level')
 
-# %% ../../nbs/training/03_curriculum.ipynb #e8858d58
+# %% ../../nbs/training/03_curriculum.ipynb #db1a163d
 CURRICULUM = (
     Stage(0, 16, 96, dict(two_facts=.5, scenes=.15, repeat_small=.2, recall=.15)),
     Stage(3000, 12, 128, dict(one_hop=.45, scenes=.15, repeat_small=.1, repeat=.1, recall=.1, text=.1), ramp=300),
-    Stage(7000, 9, 176, dict(one_hop=.2, two_hops=.4, scenes=.1, repeat=.1, recall=.05, text=.15), ramp=300),
+    Stage(7000, 9, 176, dict(one_hop_again=.3, two_hops=.3, scenes=.1, repeat=.1, recall=.05, text=.15), ramp=300),
     Stage(13000, 9, 176, dict(every_level=.5, scenes=.1, repeat=.1, recall=.05, text=.25), ramp=300),
     Stage(18000, 24, 176, dict(text=.7, every_level=.16, scenes=.06, repeat=.06, recall=.02), ramp=1000))
 CURRICULUM_RECIPE = Recipe(steps=28000, lr=4e-3, precision='bfloat16', hold=.6)
