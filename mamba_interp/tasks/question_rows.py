@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'REACH', 'chains', 'lesson', 'told', 'question_rows']
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #37ec6455
+# %% ../../nbs/tasks/03_question_rows.ipynb #d48b77c6
 import random
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,7 +15,7 @@ from .questions import (ATTRIBUTES, FRESH, RELATIONS, SIZES, TEST_WORDING, TRAIN
                                           draw_facts, solve)
 from .task import NAMES, bos_id
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #7a8d63b9
+# %% ../../nbs/tasks/03_question_rows.ipynb #790b1702
 def chains(
     facts,      # `Fact`s
     hops:int=1, # Longest path of relations
@@ -31,7 +31,7 @@ def chains(
         found += [Ask('value', way, (start,)) for way, start, _ in ends]
     return found
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #12178c43
+# %% ../../nbs/tasks/03_question_rows.ipynb #9f5b690b
 LEVELS = (0, *SIZES)
 REACH = {0: 1, 1: 1, 2: 2, 3: 3, 4: 1, 5: 2, 6: 2}     # relations in the longest question of a level
 _KNOWN = tuple(o for o in NAMES if o not in FRESH)
@@ -65,7 +65,7 @@ def lesson(
     rng.shuffle(asks)
     return facts, asks
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #f3523a1e
+# %% ../../nbs/tasks/03_question_rows.ipynb #64747a01
 def _asked(facts, asks):
     "Questions after the facts, as pieces of text and whether each counts."
     out = []
@@ -101,7 +101,7 @@ def told(
     if rng.random() < twice: asks = asks + rng.sample(asks, len(asks))
     return [(said, False), *_asked(facts, asks)]
 
-# %% ../../nbs/tasks/03_question_rows.ipynb #23c7fe0b
+# %% ../../nbs/tasks/03_question_rows.ipynb #66b8b0d7
 def _levels(levels):
     "Weights of levels; raises ValueError for a level that there is not."
     if not isinstance(levels, dict) or not levels or set(levels) - set(LEVELS):
