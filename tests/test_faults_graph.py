@@ -1,13 +1,10 @@
 "What goes wrong in attribution and in graphs is right, or refused in one sentence."
 import numpy as np, pytest, torch, transformers
 from transformers import BambaConfig, FalconMambaConfig, MambaConfig
-from mamba_interp.attribution import (METHODS, Secant, attribute, calibrate, cut_sums, integrate_activations, metric_secant, missed, nodes,
-    points, scan_heads_secant)
-from mamba_interp.graph import LARGEST, Edge, EdgePatcher, Graph, Spans, path_effects, path_patch, spans
-from mamba_interp.model import Mamba
-from mamba_interp.patching import patch_effects, site_effects
-from mamba_interp.sites import Site
-from mamba_interp.taps import Adapter
+from mamba_interp.circuits import (LARGEST, METHODS, Edge, EdgePatcher, Graph, Secant, Spans, attribute,
+                                   calibrate, cut_sums, integrate_activations, metric_secant, missed, nodes,
+                                   patch_effects, path_effects, path_patch, points, scan_heads_secant, site_effects, spans)
+from mamba_interp.model import Adapter, Mamba, Site
 from mamba_interp.tasks import Task
 
 def lively(kind=1, **config):
@@ -96,7 +93,7 @@ def test_metric_secant_is_the_mean_slope():
 @pytest.mark.parametrize('most', (1, 2**21))
 def test_mamba2_slopes_are_those_of_every_step(shape, most, monkeypatch):
     "mamba2_secant_memory: the same numbers, without keeping states"
-    import mamba_interp.attribution as attribution
+    import mamba_interp.circuits.attribution as attribution
     few = attribution._few_heads
     monkeypatch.setattr(attribution, '_few_heads', lambda x, B: few(x, B, most))
     b, T, heads, p, g, n, start = shape
@@ -130,7 +127,7 @@ def test_mamba2_keeps_what_the_gradient_keeps():
 
 def test_memory_is_told_before_it_is_taken(monkeypatch):
     "mamba2_secant_memory: one sentence with bytes and what to do"
-    import mamba_interp.model as model_page
+    import mamba_interp.model.mamba as model_page
     monkeypatch.setattr(model_page, 'free_memory', lambda device='cpu': 2**12)
     one_sentence(lambda: attribute(MODELS[2], TASK), 'bytes', 'batch', 'GiB')
     one_sentence(lambda: attribute(MODELS[1], TASK, '*.state', 'gradient'), 'bytes', 'batch')

@@ -1,9 +1,9 @@
 "What people type or what a machine lacks, around `make` and the scans: one sentence, and nothing lost."
-import os, shutil, socket, subprocess, sys
+import importlib, os, shutil, socket, subprocess, sys
 import pytest
 import torch
 from docs import pages, serve
-from mamba_interp import scan as scans
+scans = importlib.import_module('mamba_interp.model.scan')  # the face has a function of that name
 
 # --- make ---------------------------------------------------------------------------------------------------------------
 
@@ -75,14 +75,14 @@ def test_env_without_an_index(make, tmp_path):
 
 def test_page_is_saved_whole(monkeypatch, tmp_path):
     "reliability, make page: a full disk or a kill leaves the older page."
-    nb = pages.read('03_taps')
+    nb = pages.read(pages.named('model/taps'))
     monkeypatch.setattr(pages, 'nbs', tmp_path)
-    pages.save('03_taps', nb)
-    whole = (tmp_path/'03_taps.ipynb').read_text()
+    pages.save('taps', nb)
+    whole = (tmp_path/'taps.ipynb').read_text()
     def full(f): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='03_taps.ipynb cannot be written: No space left on device'): pages.save('03_taps', nb)
-    assert (tmp_path/'03_taps.ipynb').read_text() == whole and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError, match='taps.ipynb cannot be written: No space left on device'): pages.save('taps', nb)
+    assert (tmp_path/'taps.ipynb').read_text() == whole and len(list(tmp_path.iterdir())) == 1
 
 # --- scans --------------------------------------------------------------------------------------------------------------
 

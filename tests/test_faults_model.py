@@ -6,10 +6,10 @@ import numpy as np
 import pytest, torch
 import transformers
 from safetensors.torch import load_file, save_file
-from mamba_interp import model as M
-from mamba_interp.model import Mamba, check_config, config_of, enough_memory, fingerprint, left_pad, to_transformers
-from mamba_interp.sites import Site, match_sites, token_index
-from mamba_interp.taps import Adapter, Tap, ablate, chain, mean_over_prompts, record, replace, steer
+from mamba_interp.model import mamba as M
+from mamba_interp.model import (Adapter, Mamba, Site, Tap, ablate, chain, check_config, config_of,
+                                enough_memory, fingerprint, left_pad, match_sites, mean_over_prompts, record,
+                                replace, steer, to_transformers, token_index)
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -642,7 +642,7 @@ def test_negative_positions_of_arrays_count_from_the_end_of_the_prompt(model, at
 @pytest.mark.parametrize('kind', (1, 2))
 def test_the_mean_at_one_token_leaves_out_shorter_prompts(kind):
     "mean_over_padding: `state@5` is a mean over the prompts that have token 5, in ablate and in patching."
-    from mamba_interp.patching import source_values
+    from mamba_interp.circuits import source_values
     from mamba_interp.tasks import Task
     model, x = Mamba.tiny(seed=3, kind=kind).double().requires_grad_(False), ids(3, 8)
     end, site = torch.tensor([3, 7, 5]), Site('state', 1, 5)
