@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['nq']
 
-# %% ../nbs/06d_natural_questions.ipynb #d058d54b
+# %% ../nbs/06d_natural_questions.ipynb #64f1efa3
 from hashlib import sha256
 from .checks import fields_of, whole_number
 from .question_formats import LeftOut, as_rows
 from .questions import Question
 from .sentences import answer_kind, holds, split_sentences
 
-# %% ../nbs/06d_natural_questions.ipynb #837c625b
+# %% ../nbs/06d_natural_questions.ipynb #8cf38081
 def _annotated(id, asked, title, tokens, annotations, where, how):
     "A question from `tokens`, (text, is it a tag?) each, and what people marked in them."
     if not annotations: return LeftOut(id, 'no annotation')
@@ -37,7 +37,7 @@ def _joined(spans):
     spans = tuple(spans)
     return spans[0] if len(spans) == 1 else spans if all(spans) else ''
 
-# %% ../nbs/06d_natural_questions.ipynb #18b010b2
+# %% ../nbs/06d_natural_questions.ipynb #4f9dc0a9
 def _note(o, length, where):
     "Short answers (start, end), 'yes' or 'no' or '', and the long answer (start, end) or None."
     fields_of(o, where, dict(short_answers=(list, dict), long_answer=dict))
@@ -56,7 +56,7 @@ def _place(o, length, where):
         f"{where} marks tokens {start} to {end}, but the page has {length}")
     return start, end
 
-# %% ../nbs/06d_natural_questions.ipynb #e502b964
+# %% ../nbs/06d_natural_questions.ipynb #74f8d2a8
 def nq(
     record:dict,     # One line, or a row of `datasets`
     where:str,       # Its place, for sentences
@@ -68,17 +68,17 @@ def nq(
         ctxs=_gold, answer=_open)
     known = [v for k, v in layouts.items() if k in record]
     if not known: raise ValueError(
-        f"{where} has no field {', '.join(map(repr, layouts))} of which one tells the layout of Natural Questions; "
-        f"it has {sorted(map(str, record))}")
+        f"{where} has none of the fields that tell a layout of Natural Questions, {', '.join(layouts)}; it "
+        f"has {sorted(map(str, record))}")
     yield known[0](record, where, how)
 
 def _original(o, where, how):
     fields_of(o, where, dict(example_id=(int, str), question_text=str, document_tokens=list))
     tokens = [(t['token'], bool(t['html_token'])) for t in o['document_tokens']]
-    page = o.get('document_title') or ''
-    return _annotated(str(o['example_id']), o['question_text'], page, tokens, o.get('annotations'), where, how)
+    asked, page = o['question_text'], o.get('document_title') or ''
+    return _annotated(str(o['example_id']), asked, page, tokens, o.get('annotations'), where, how)
 
-# %% ../nbs/06d_natural_questions.ipynb #4a485a0a
+# %% ../nbs/06d_natural_questions.ipynb #cf1ebb79
 def _simplified(o, where, how):
     fields_of(o, where, dict(example_id=(int, str), question_text=str, document_text=str))
     tokens = [(t, t.startswith('<') and t.endswith('>')) for t in o['document_text'].split(' ')]
@@ -90,9 +90,10 @@ def _rows(o, where, how):
     fields_of(o['document'], where, dict(tokens=dict))
     tokens = [(t['token'], bool(t['is_html'])) for t in as_rows(o['document']['tokens'], where)]
     notes = as_rows(o.get('annotations') or [], where)
-    return _annotated(str(o['id']), o['question']['text'], o['document'].get('title', ''), tokens, notes, where, how)
+    asked, page = fields_of(o['question'], where, dict(text=str))['text'], o['document'].get('title', '')
+    return _annotated(str(o['id']), asked, page, tokens, notes, where, how)
 
-# %% ../nbs/06d_natural_questions.ipynb #26e7d8f6
+# %% ../nbs/06d_natural_questions.ipynb #8ea11752
 def _named(o, key, where):
     "Id, question and answers of a layout without ids."
     fields_of(o, where, {'question': str, key: list})
@@ -104,7 +105,7 @@ def _open(o, where, how):
     if not answers: return LeftOut(id, 'an empty answer')
     return Question(id, asked, answers, kind=answer_kind(answers[0]), source='nq')
 
-# %% ../nbs/06d_natural_questions.ipynb #24adbe7f
+# %% ../nbs/06d_natural_questions.ipynb #43437d72
 def _in_passages(o, where, how, gold, others, found):
     "A question whose passages are given, the gold one first."
     id, asked, answers = _named(o, 'answers', where)
@@ -124,7 +125,7 @@ def _dpr(o, where, how, most=20):
     others = [*(o.get('hard_negative_ctxs') or []), *(o.get('negative_ctxs') or [])][:most]
     return _in_passages(o, where, how, o['positive_ctxs'], others, 'by string match')
 
-# %% ../nbs/06d_natural_questions.ipynb #74371a0d
+# %% ../nbs/06d_natural_questions.ipynb #a87d01d6
 def _gold(o, where, how):
     fields_of(o, where, dict(ctxs=list))
     gold = [p for p in o['ctxs'] if p.get('isgold', len(o['ctxs']) == 1)]

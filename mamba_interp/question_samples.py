@@ -6,13 +6,13 @@
 __all__ = ['STORIES', 'SHAPES', 'squad_sample', 'hotpotqa_sample', 'triviaqa_sample', 'musique_sample', 'drop_sample',
            'nq_sample', 'write_samples']
 
-# %% ../nbs/06a_question_samples.ipynb #acfea210
+# %% ../nbs/06a_question_samples.ipynb #e53adc49
 import json
 from pathlib import Path
 from .checks import one_of
 from .files import write_file
 
-# %% ../nbs/06a_question_samples.ipynb #931da810
+# %% ../nbs/06a_question_samples.ipynb #45c9188b
 STORIES = (
     ('Ardenport', 'Ardenport is a town by the sea. It has 4,200 people. The old mill was built by Ruth '
         'Calder.',
@@ -42,7 +42,7 @@ def _start(text, answer):
     "Where the answer stands; the last place, if it stands in several."
     return text.rindex(answer)
 
-# %% ../nbs/06a_question_samples.ipynb #8c120723
+# %% ../nbs/06a_question_samples.ipynb #7666fb91
 def squad_sample(
 )->dict: # As `dev-v2.0.json`
     "Ten questions of SQuAD; the last has no answer, only one that is plausible."
@@ -54,7 +54,7 @@ def squad_sample(
         articles.append(dict(title=title, paragraphs=[dict(context=text, qas=[asked])]))
     return dict(version='v2.0', data=articles)
 
-# %% ../nbs/06a_question_samples.ipynb #f0e8049f
+# %% ../nbs/06a_question_samples.ipynb #9feb0e44
 def hotpotqa_sample(
 )->list: # As `hotpot_dev_distractor_v1.json`
     "Ten questions of HotpotQA, each with two supporting paragraphs among four."
@@ -74,7 +74,7 @@ def hotpotqa_sample(
             out.append(dict(_id=f'hp{2*i + k}', level='easy', context=context, **o))
     return out
 
-# %% ../nbs/06a_question_samples.ipynb #0ef77a28
+# %% ../nbs/06a_question_samples.ipynb #1c56a27f
 def triviaqa_sample(
 )->dict: # As `qa/web-dev.json`
     "Ten questions of TriviaQA, with evidence on the web and in Wikipedia."
@@ -89,7 +89,7 @@ def triviaqa_sample(
             SearchResults=web))
     return dict(Data=data, Domain='Web', Split='dev', VerifiedEval=False, Version=1.)
 
-# %% ../nbs/06a_question_samples.ipynb #4a501f5f
+# %% ../nbs/06a_question_samples.ipynb #c17b1163
 SHAPES = {'2hop': ((), (0,)), '3hop1': ((), (0,), (1,)), '3hop2': ((), (), (0, 1)),
     '4hop1': ((), (0,), (1,), (2,)), '4hop3': ((), (), (0, 1), (2,))}  # what each sub-question needs
 
@@ -112,7 +112,7 @@ def musique_sample(
             answerable=i < 9))
     return out
 
-# %% ../nbs/06a_question_samples.ipynb #f365b1e7
+# %% ../nbs/06a_question_samples.ipynb #deff25cc
 def drop_sample(
 )->dict: # As `drop_dataset_dev.json`
     "Ten questions of DROP about five passages."
@@ -131,7 +131,7 @@ def drop_sample(
         out[f'game_{i}'] = dict(passage=text, qa_pairs=pairs)
     return out
 
-# %% ../nbs/06a_question_samples.ipynb #96479e1b
+# %% ../nbs/06a_question_samples.ipynb #80d9d8c0
 def nq_sample(
     layout:str='original', # 'original', 'simplified', 'open', 'dpr' or 'gold'
 )->list:                   # One record a line
@@ -152,14 +152,16 @@ def _nq_record(i, layout, title, text, question, answer):
         nq_annotated_gold=dict(title=title, long_answer=text, short_answers=[answer]))
     return _nq_page(i, layout, title, text, asked, answer)
 
-# %% ../nbs/06a_question_samples.ipynb #f50fd32b
+# %% ../nbs/06a_question_samples.ipynb #ee0bad75
 def _nq_page(i, layout, title, text, asked, answer):
     "A record with its page; the last two have no short answer, and one is answered by yes."
     before = text[:_start(text, answer)].split()
     after = text[len(' '.join([*before, answer])):].split()
-    tokens = ['<H1>', title, '</H1>', '<P>', *before, *answer.split(), *after, '</P>']
-    place = dict(start_token=4 + len(before), end_token=4 + len(before) + len(answer.split()))
-    long = dict(start_token=3, end_token=len(tokens), candidate_index=0)
+    head = ['<H1>', *title.split(), '</H1>']
+    tokens = [*head, '<P>', *before, *answer.split(), *after, '</P>']
+    start = len(head) + 1 + len(before)
+    place = dict(start_token=start, end_token=start + len(answer.split()))
+    long = dict(start_token=len(head), end_token=len(tokens), candidate_index=0)
     empty = dict(start_token=-1, end_token=-1, candidate_index=-1)
     noted = dict(yes_no_answer='YES' if i == 7 else 'NONE', long_answer=empty if i == 9 else long,
         short_answers=[place]*(i < 7))
@@ -169,7 +171,7 @@ def _nq_page(i, layout, title, text, asked, answer):
     return common | dict(document_title=title, document_html='', annotations=[noted] + [nothing]*4,
         document_tokens=[dict(token=o, html_token=o[0] == '<', start_byte=0, end_byte=0) for o in tokens])
 
-# %% ../nbs/06a_question_samples.ipynb #5aef421f
+# %% ../nbs/06a_question_samples.ipynb #607f1bb5
 def write_samples(
     folder, # Made if need be
 )->dict:    # Name -> file; 'triviaqa-evidence' is a folder
