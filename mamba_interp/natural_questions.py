@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['nq']
 
-# %% ../nbs/06d_natural_questions.ipynb #64f1efa3
+# %% ../nbs/06d_natural_questions.ipynb #5c982a86
 from hashlib import sha256
 from .checks import fields_of, whole_number
 from .question_formats import LeftOut, as_rows
 from .questions import Question
 from .sentences import answer_kind, holds, split_sentences
 
-# %% ../nbs/06d_natural_questions.ipynb #8cf38081
+# %% ../nbs/06d_natural_questions.ipynb #37d371a2
 def _annotated(id, asked, title, tokens, annotations, where, how):
     "A question from `tokens`, (text, is it a tag?) each, and what people marked in them."
     if not annotations: return LeftOut(id, 'no annotation')
     notes = [_note(o, len(tokens), f'an annotation of {where}') for o in annotations]
     told = [o for o in notes if o[0] or o[1]]
-    about = dict(source='nq', meta=dict(annotations=len(notes), answered=len(told)))
+    about = dict(source='nq', meta=dict(placed=True, annotations=len(notes), answered=len(told)))
     if not told and any(long for *_, long in notes): return LeftOut(id, 'only a long answer')
     if not told: return Question(id, asked, (), kind='none', **about)
     spans, word, long = told[0]
@@ -37,7 +37,7 @@ def _joined(spans):
     spans = tuple(spans)
     return spans[0] if len(spans) == 1 else spans if all(spans) else ''
 
-# %% ../nbs/06d_natural_questions.ipynb #4f9dc0a9
+# %% ../nbs/06d_natural_questions.ipynb #e68eace6
 def _note(o, length, where):
     "Short answers (start, end), 'yes' or 'no' or '', and the long answer (start, end) or None."
     fields_of(o, where, dict(short_answers=(list, dict), long_answer=dict))
@@ -56,7 +56,7 @@ def _place(o, length, where):
         f"{where} marks tokens {start} to {end}, but the page has {length}")
     return start, end
 
-# %% ../nbs/06d_natural_questions.ipynb #74f8d2a8
+# %% ../nbs/06d_natural_questions.ipynb #30747cac
 def nq(
     record:dict,     # One line, or a row of `datasets`
     where:str,       # Its place, for sentences
@@ -78,7 +78,7 @@ def _original(o, where, how):
     asked, page = o['question_text'], o.get('document_title') or ''
     return _annotated(str(o['example_id']), asked, page, tokens, o.get('annotations'), where, how)
 
-# %% ../nbs/06d_natural_questions.ipynb #cf1ebb79
+# %% ../nbs/06d_natural_questions.ipynb #555427a5
 def _simplified(o, where, how):
     fields_of(o, where, dict(example_id=(int, str), question_text=str, document_text=str))
     tokens = [(t, t.startswith('<') and t.endswith('>')) for t in o['document_text'].split(' ')]
@@ -93,7 +93,7 @@ def _rows(o, where, how):
     asked, page = fields_of(o['question'], where, dict(text=str))['text'], o['document'].get('title', '')
     return _annotated(str(o['id']), asked, page, tokens, notes, where, how)
 
-# %% ../nbs/06d_natural_questions.ipynb #8ea11752
+# %% ../nbs/06d_natural_questions.ipynb #2d638423
 def _named(o, key, where):
     "Id, question and answers of a layout without ids."
     fields_of(o, where, {'question': str, key: list})
@@ -105,7 +105,7 @@ def _open(o, where, how):
     if not answers: return LeftOut(id, 'an empty answer')
     return Question(id, asked, answers, kind=answer_kind(answers[0]), source='nq')
 
-# %% ../nbs/06d_natural_questions.ipynb #43437d72
+# %% ../nbs/06d_natural_questions.ipynb #e3562023
 def _in_passages(o, where, how, gold, others, found):
     "A question whose passages are given, the gold one first."
     id, asked, answers = _named(o, 'answers', where)
@@ -125,7 +125,7 @@ def _dpr(o, where, how, most=20):
     others = [*(o.get('hard_negative_ctxs') or []), *(o.get('negative_ctxs') or [])][:most]
     return _in_passages(o, where, how, o['positive_ctxs'], others, 'by string match')
 
-# %% ../nbs/06d_natural_questions.ipynb #a87d01d6
+# %% ../nbs/06d_natural_questions.ipynb #9f512a4d
 def _gold(o, where, how):
     fields_of(o, where, dict(ctxs=list))
     gold = [p for p in o['ctxs'] if p.get('isgold', len(o['ctxs']) == 1)]

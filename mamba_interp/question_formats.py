@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LeftOut', 'as_rows', 'as_pairs', 'squad', 'hotpotqa', 'triviaqa', 'musique', 'drop']
 
-# %% ../nbs/06c_question_formats.ipynb #3375209e
+# %% ../nbs/06c_question_formats.ipynb #e3c14b7f
 import re
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from .files import inside
 from .questions import Question
 from .sentences import answer_kind, split_sentences
 
-# %% ../nbs/06c_question_formats.ipynb #9d2199c0
+# %% ../nbs/06c_question_formats.ipynb #35272aae
 class LeftOut(NamedTuple):
     "A record, or a question of one, that is not used."
     id:str      # Its name in the data set
@@ -33,7 +33,7 @@ def as_rows(
     if isinstance(value, (list, tuple)): return list(value)
     raise ValueError(f"{where} is {str(value)[:40]!r} ({type(value).__name__}), expected a list")
 
-# %% ../nbs/06c_question_formats.ipynb #172e7561
+# %% ../nbs/06c_question_formats.ipynb #34aad486
 def as_pairs(
     value,        # [[a, b], …] or a dict of two lists
     names:tuple,  # The two keys of such a dict
@@ -49,7 +49,7 @@ def as_pairs(
             f"{where} holds {str(o)[:40]!r}, expected pairs of {names[0]} and {names[1]}")
         yield tuple(o)
 
-# %% ../nbs/06c_question_formats.ipynb #b235b567
+# %% ../nbs/06c_question_formats.ipynb #45964b51
 def squad(
     record:dict,   # An article of the original file, or a row of `datasets`
     where:str,     # Its place, for sentences
@@ -79,9 +79,10 @@ def _squad_question(o, title, context, where, how):
     first = max(i for i, (start, _) in enumerate(sentences) if start <= places[0][0] or i == 0)
     answers = tuple(dict.fromkeys(text for _, text in places))
     kind = answer_kind(answers[0])
-    return Question(o['id'], o['question'].strip(), answers, support=((0, first),), kind=kind, **about)
+    about |= dict(support=((0, first),), kind=kind, meta=dict(placed=True))
+    return Question(o['id'], o['question'].strip(), answers, **about)
 
-# %% ../nbs/06c_question_formats.ipynb #01628d62
+# %% ../nbs/06c_question_formats.ipynb #de6c5422
 def hotpotqa(
     record:dict,   # An object of the original list, or a row of `datasets`
     where:str,     # Its place, for sentences
@@ -114,7 +115,7 @@ def _with_support(record, where, question):
         return LeftOut(question.id, 'a supporting sentence is missing')
     return replace(question, support=tuple(dict.fromkeys(inside)))
 
-# %% ../nbs/06c_question_formats.ipynb #f1ac5bab
+# %% ../nbs/06c_question_formats.ipynb #1392f818
 def triviaqa(
     record:dict,    # An object of `Data`, or a row of `datasets`
     where:str,      # Its place, for sentences
@@ -144,7 +145,7 @@ def _field(o, name):
     "A field by its original name, or by the one that `datasets` gives it."
     return o.get(name, o.get(re.sub('(?<!^)(?=[A-Z])', '_', name).lower()))
 
-# %% ../nbs/06c_question_formats.ipynb #f248544e
+# %% ../nbs/06c_question_formats.ipynb #14c7914d
 def _evidence_names(record, where):
     "The names of the files of evidence, below the folder."
     for folder, key in (('wikipedia', 'EntityPages'), ('web', 'SearchResults')):
@@ -157,7 +158,7 @@ def _evidence(files, how):
     cut = lambda file: split_sentences(file.read_text(encoding='utf8', errors='replace'), how)
     return tuple((o.stem, tuple(sentence for _, sentence in cut(o))) for o in files)
 
-# %% ../nbs/06c_question_formats.ipynb #b92ab1df
+# %% ../nbs/06c_question_formats.ipynb #68ac5ff8
 def musique(
     record:dict,   # One line
     where:str,     # Its place, for sentences
@@ -194,7 +195,7 @@ def _steps(record, at, where):
         out.append((o['question'], o.get('answer'), None if place is None else (place, 0), needs))
     return tuple(out) or None
 
-# %% ../nbs/06c_question_formats.ipynb #6fc5f9ae
+# %% ../nbs/06c_question_formats.ipynb #cbeda71d
 def drop(
     record:dict,   # A passage with its questions and its name as `passage_id`, or a row of `datasets`
     where:str,     # Its place, for sentences
@@ -216,7 +217,7 @@ def drop(
         else: yield Question(id, text, answers, passage, None, given[0][0], source='drop')
         seen.add(text.casefold())
 
-# %% ../nbs/06c_question_formats.ipynb #30e01fe5
+# %% ../nbs/06c_question_formats.ipynb #635500c5
 def _drop_answers(o, where):
     "Kind and value of a question's answer and of those that others gave."
     if 'answers_spans' in o: return [_drop_answer(o['answers_spans'], where)]

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SPLITS', 'split_sentences', 'answer_kind', 'holds']
 
-# %% ../nbs/06b_sentences.ipynb #572ee8bf
+# %% ../nbs/06b_sentences.ipynb #ef2aa207
 import re
 from functools import lru_cache
 from .checks import one_of
 
-# %% ../nbs/06b_sentences.ipynb #71cb2b9b
+# %% ../nbs/06b_sentences.ipynb #2cac9027
 SPLITS = ('pysbd', 'marks', 'none')
 
 @lru_cache(2**13)
@@ -29,13 +29,18 @@ def split_sentences(
     bounds = [0, *starts[1:], len(text)]
     return tuple((a, text[a:b].strip()) for a, b in zip(bounds, bounds[1:]) if text[a:b].strip())
 
+# %% ../nbs/06b_sentences.ipynb #1f248a18
 def _parts(text, how):
     if how == 'none': return [text]
     if how == 'marks': return re.split(r'(?<=[.!?])\s+', text)
-    import pysbd
-    return pysbd.Segmenter(language='en', clean=False).segment(text)
+    return _segmenter().segment(text)
 
-# %% ../nbs/06b_sentences.ipynb #3573e895
+@lru_cache(1)
+def _segmenter():
+    import pysbd
+    return pysbd.Segmenter(language='en', clean=False)
+
+# %% ../nbs/06b_sentences.ipynb #b95281e3
 _MONTHS = 'January February March April May June July August September October November December'.split()
 _DATE = re.compile(rf"(\d{{1,2}} )?({'|'.join(_MONTHS)})( \d{{1,2}})?(,? \d{{4}})?|\d{{1,2}} \d{{4}}")
 _NUMBER = re.compile(r'[-+$€£]?\d[\d,]*(\.\d+)?\s?%?')
