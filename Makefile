@@ -34,7 +34,7 @@ interop: .venv-interop/ready  ## Create .venv-interop: SAELens and its peers, on
 	@touch $@
 
 site: env  ## Run every study on the bundled model (or on MAMBA_INTERP_MODEL) and build the site into _site/
-	$(RUN) -m docs.pages run --stale '3*'
+	$(RUN) -m docs.pages run --stale 'studies/*'
 	$(RUN) -m docs.site
 
 serve:  ## Show _site/ on http://127.0.0.1:8000 (PORT=… for another)
@@ -52,10 +52,10 @@ test-portable: env  ## Of these, whether results are the same with AVX-512, AVX2
 	$(RUN) -m pytest tests/test_portable.py -v -rs --tb=short
 
 bench: env  ## Measure the benchmarks and save their results
-	$(RUN) -m docs.pages run --save --flags=slow '90*'
+	$(RUN) -m docs.pages run --save --flags=slow studies/benchmarks
 
-page: env  ## Run one page and save its outputs in place: make page PAGE=30_ioi
-	@test -n "$(PAGE)" || { echo "Name the page: make page PAGE=30_ioi"; exit 1; }
+page: env  ## Run one page and save its outputs in place: make page PAGE=studies/ioi
+	@test -n "$(PAGE)" || { echo "Name the page: make page PAGE=studies/ioi"; exit 1; }
 	$(RUN) -m docs.pages run --save --flags="$(FLAGS)" '$(PAGE)'
 
 export: env  ## Write mamba_interp/ and README.md from nbs/

@@ -12,7 +12,7 @@ setup(
     author=fact['author'], author_email=fact['author_email'], url=fact['git_url'], license='MIT',
     long_description=(here/'README.md').read_text() if (here/'README.md').exists() else '', long_description_content_type='text/markdown',
     packages=find_namespace_packages(include=['mamba_interp', 'mamba_interp.*']), include_package_data=True,
-    package_data={'mamba_interp': ['*.c'], 'mamba_interp.house': ['*', 'saes/*/*']},
+    package_data={'mamba_interp.model': ['*.c'], 'mamba_interp.house': ['*', 'saes/*/*']},
     python_requires='>=' + fact['min_python'],
     install_requires=fact['requirements'].split(),
     extras_require={o: fact[f'{o}_requirements'].split() for o in ('dev', 'cuda', 'explore', 'interop')},

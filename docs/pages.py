@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from docs.outputs import PLOTLY, WIDGET, cell_difference
-from mamba_interp.files import write_file
+from mamba_interp.report import write_file
 
 root = Path(__file__).resolve().parent.parent
 nbs, built = root/'nbs', root/'_build'/'pages'
@@ -18,10 +18,31 @@ settings = ConfigParser(delimiters='=')
 settings.read(root/'settings.ini')
 settings = settings['DEFAULT']
 
+SHELVES = 'report model tasks training circuits sae features studies'.split()  # folders of pages, in the order in which they may import
+
+def plain(page):
+    "A page's name without its number, `circuits/graph` for `circuits/02_graph`: what links, modules and the site call it."
+    return re.sub(r'(^|/)\d\d_', r'\1', page)
+
+def shelf_of(page): return page.rpartition('/')[0]
+
 def names(*globs):
-    "The pages whose name matches one of `globs` (every page if there is none), in order."
-    found = sorted(o.stem for o in nbs.glob('*.ipynb'))
-    return [o for o in found if not globs or any(fnmatch.fnmatch(o, g.removesuffix('.ipynb')) for g in globs)]
+    "The pages whose name, with or without its number, matches one of `globs` (every page if there is none): the front page, then shelf by shelf, each shelf's front page first."
+    every = [o.relative_to(nbs).with_suffix('').as_posix() for o in [*nbs.glob('*.ipynb'), *(p for s in SHELVES for p in nbs.glob(f'{s}/*.ipynb'))]]
+    found = sorted(every, key=lambda o: (SHELVES.index(shelf_of(o)) if shelf_of(o) else -1, not o.endswith('index'), o))
+    globs = [g.removesuffix('.ipynb') for g in globs]
+    return [o for o in found if not globs or any(fnmatch.fnmatch(name, g) for g in globs for name in (o, plain(o)))]
+
+def named(page):
+    "The one page of that name, given with or without its number."
+    found = names(page)
+    if len(found) != 1: raise ValueError(f"{page!r} names {len(found)} pages, expected one of {', '.join(map(plain, names()))}")
+    return found[0]
+
+def module_of(nb):
+    "The module that a page exports, as `circuits.graph`, or `circuits` for the face of a shelf; None if there is none."
+    name = next((d['default_exp'] for c in nb.cells if 'default_exp' in (d := directives(c))), None)
+    return name and name.removesuffix('.__init__')
 
 def read(page): return nbformat.read(nbs/f'{page}.ipynb', 4)
 
@@ -66,14 +87,14 @@ def run(page, flags=(), threads=1, timeout=1800, say=None, env={}, into=built):
     source = key(nb)
     for c in nb.cells:
         if skipped(c, flags): c.metadata['tags'] = ['skip-execution']
-    client = NotebookClient(nb, extra_arguments=['--log-level=ERROR'], timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(nbs))), record_timing=False, on_cell_start=tick)
+    client = NotebookClient(nb, extra_arguments=['--log-level=ERROR'], timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str((nbs/page).parent))), record_timing=False, on_cell_start=tick)
     try: client.execute(env=kernel_env(threads) | env)
     except CellExecutionError as e:
         bad = next(i for i,c in enumerate(nb.cells) if any(o.output_type == 'error' for o in c.get('outputs', [])))
         raise RuntimeError(re.sub(r'\x1b\[[0-9;]*m', '', f'{page}, cell {bad} ({nb.cells[bad].id}):\n{e}')) from None
     for c in nb.cells: c.metadata.pop('tags', None)
     nb.metadata['run'] = dict(key=source, seconds=round(time.time()-start, 1))
-    into.mkdir(parents=True, exist_ok=True)
+    (into/page).parent.mkdir(parents=True, exist_ok=True)
     write_file(into/f'{page}.ipynb', nbformat.writes(nb)+'\n')
     return nb
 
@@ -127,7 +148,7 @@ def readme():
         cells.append(c)
     body, _ = MarkdownExporter().from_notebook_node(nbformat.reads(json.dumps(dict(cells=cells, metadata=dict(language_info=dict(name='python')), nbformat=4, nbformat_minor=5)), 4))
     text = f"# {front['title']}\n\n> {front['description']}\n\n<!-- Written by `make export` from nbs/index.ipynb. -->\n\n{body}".replace('```python\n\n```\n', '')
-    text = re.sub(r'\]\((?:\d\d_)?(\w+)\.ipynb(#[\w.-]+)?\)', rf']({address}/\1.html\2)', text)
+    text = re.sub(r'\]\(([\w/]+)\.ipynb(#[\w.-]+)?\)', rf']({address}/\1.html\2)', text)
     return re.sub(r'\n{3,}', '\n\n', re.sub(r'(?m)[ \t]+$', '', text)).strip()+'\n'
 
 def run_all(pages, flags=(), after=None):
@@ -145,14 +166,14 @@ def run_all(pages, flags=(), after=None):
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('command', choices=['run', 'readme'])
-    p.add_argument('pages', nargs='*', help='names or globs; all if none is given')
+    p.add_argument('pages', nargs='*', help="names or globs, such as circuits/graph or 'studies/*'; all if none is given")
     p.add_argument('--flags', default='', help=f"run flagged cells too: {settings['tst_flags']}")
     p.add_argument('--save', action='store_true', help='save the outputs in nbs/')
     p.add_argument('--stale', action='store_true', help='only pages that changed since they were last run')
     a = p.parse_intermixed_args()
     if a.command == 'readme': return (root/'README.md').write_text(readme())
     flags, pages = a.flags.split(), names(*a.pages)
-    if not pages and not a.stale: sys.exit(f"no page matches {' '.join(a.pages)}; there are {', '.join(names())}")
+    if not pages and not a.stale: sys.exit(f"no page matches {' '.join(a.pages)}; there are {', '.join(map(plain, names()))}")
     if a.stale: pages = [o for o in pages if not latest(o)]
     errors = run_all(pages, flags, save if a.save else None)
     sys.exit('\n'.join(errors) or None)

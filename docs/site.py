@@ -1,7 +1,6 @@
 "Build `_site/` as `_quarto.yml` describes it, from the executed pages: with Quarto where it is installed, otherwise with Sphinx."
 import ast, inspect, os, re, shutil, subprocess, textwrap, tokenize
 from copy import deepcopy
-from fnmatch import fnmatch
 from html import escape
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,8 +18,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 from nbdev.showdoc import BasicMarkdownRenderer
 from docs import pages
 from docs.pages import PLOTLY, WIDGET, root, settings
-from mamba_interp.files import only_writer
-from mamba_interp.figures import Figure, site_assets
+from mamba_interp.report import Figure, only_writer, site_assets
 
 staged, sphinx, static, site = (root/o for o in ('_build/staged', '_build/sphinx', '_build/static', '_site'))
 quarto = yaml.safe_load((root/'_quarto.yml').read_text())
@@ -86,7 +84,7 @@ def shown_outputs(cell):
 
 class fill_entries(Processor):
     "Show what `show_doc` says of the exported module, without running the page's cells again."
-    def begin(self): self.module = next((c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_), None)
+    def begin(self): self.module = next((c.directives_['default_exp'][0].removesuffix('.__init__') for c in self.nb.cells if 'default_exp' in c.directives_), None)
     def cell(self, cell):
         if cell.cell_type != 'code' or not (call := re.search(r'^show_doc\(.*', cell.source, re.M | re.S)): return
         entry = eval(call[0], dict(vars(import_module(f"{settings['lib_path']}.{self.module}")), show_doc=Entry))
@@ -104,15 +102,23 @@ class Staged(FilterDefaults):
         ours = {add_show_docs: [add_show_docs, entries_in_order], exec_show_docs: [fill_entries]}
         return [p for o in super().base_procs() for p in ours.get(o, [o])] + [shown_outputs]
 
-def link_names(text, anchors):
-    "nbdev's absolute links to API entries as links within the site, to the nearest entry that there is."
+def html_name(page):
+    "Where a page stands on the site: `circuits/graph.html` for `circuits/02_graph`."
+    return f'{pages.plain(page)}.html'
+
+def beside(target, name):
+    "The address of one page of the site as another links to it."
+    return os.path.relpath(target, Path(name).parent)
+
+def link_names(text, anchors, name):
+    "On the page `name`: links to pages, and nbdev's absolute links to API entries, as links within the site, to the nearest entry that there is."
     base = re.escape(f"{settings['doc_host']}{settings['doc_baseurl']}/")
     def near(m):
         page, anchor = m[1], (m[2] or '').lstrip('#')
         while anchor and anchor not in anchors.get(page, ()): anchor = anchor.rpartition('.')[0]
-        return page + ('#'+anchor if anchor else '')
-    text = re.sub(rf'{base}([\w.-]+\.html)(#[\w.-]+)?', near, text)
-    return re.sub(r'\]\((?:\d\d_)?(\w+)\.ipynb(#[\w.-]+)?\)', r'](\1.html\2)', text)
+        return beside(page, name) + ('#'+anchor if anchor else '')
+    text = re.sub(rf'{base}([\w./-]+\.html)(#[\w.-]+)?', near, text)
+    return re.sub(r'\]\(((?:\.\./)?(?:\w+/)?)(?:\d\d_)?(\w+)\.ipynb(#[\w.-]+)?\)', r'](\1\2.html\3)', text)
 
 def stage():
     "Write every page, processed, to `_build/staged`, as Quarto reads it; returns {html name: notebook}."
@@ -123,16 +129,22 @@ def stage():
         nb = read_nb(pages.built/f'{page}.ipynb' if pages.latest(page) else pages.nbs/f'{page}.ipynb')
         Staged()(nb)
         nb.metadata.pop('widgets', None)  # no widget is shown, and their state would load require.js
-        done[nb.frontmatter_['output-file']] = nb
+        done[html_name(page)] = nb
     text = lambda o: ''.join(o.data['text/markdown'])
     entries = lambda nb: [o for c in nb.cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
     anchors = {k: {m.lower() for o in entries(nb) for m in re.findall(r'^#+ (\S+)$', text(o), flags=re.M)} for k,nb in done.items()}
-    for nb in done.values():
+    for name,nb in done.items():
         for c in nb.cells:
-            if c.cell_type == 'markdown': c.source = link_names(c.source, anchors)
-        for o in entries(nb): o.data['text/markdown'] = link_names(text(o), anchors)
-        write_nb(nb, staged/Path(nb.path_).name)
+            if c.cell_type == 'markdown': c.source = link_names(c.source, anchors, name)
+        for o in entries(nb): o.data['text/markdown'] = link_names(text(o), anchors, name)
+        write_to(staged, name, nb)
     return done
+
+def write_to(folder, name, nb):
+    "Write a page under the name that it has on the site."
+    file = (folder/name).with_suffix('.ipynb')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_nb(nb, file)
 
 def copy_static(folder):
     "The scripts and styles that every page shares, each once."
@@ -193,9 +205,13 @@ def labelled(cell, options, called, markdown):
     if not above: yield markdown(f':::{{container}} figure-caption\n{caption}\n:::')
 
 def shelves():
-    "The sidebar of `_quarto.yml`: (caption, names of pages) per section."
-    def expand(o): return [p for p in pages.names() if fnmatch(f'{p}.ipynb', o)] if isinstance(o, str) else []
-    return [(o['section'], expand(o['contents'])) for o in quarto['website']['sidebar']['contents'] if 'section' in o]
+    "The sidebar: (front page of a shelf, its pages) per shelf, as names on the site without their ending."
+    on = {s: [pages.plain(o) for o in pages.names() if pages.shelf_of(o) == s] for s in pages.SHELVES}
+    return [(f'{s}/index', [o for o in v if o != f'{s}/index']) for s,v in on.items() if v]
+
+def toctree(entries, **options):
+    lines = [':hidden:', *(f':{k}: {v}' for k,v in options.items()), '', *(f'/{o}' for o in entries)]
+    return mk_cell('```{toctree}\n' + '\n'.join(lines) + '\n```', 'markdown')
 
 def build_with_sphinx(done):
     "Sphinx with `docs/conf.py`; returns its warnings."
@@ -203,12 +219,11 @@ def build_with_sphinx(done):
     for o in (sphinx, root/'_build'/'html'): shutil.rmtree(o, ignore_errors=True)
     sphinx.mkdir(parents=True)
     copy_static(static)
-    stem = {Path(nb.path_).stem: Path(name).stem for name,nb in done.items()}
+    below = {'index': [front for front,_ in shelves()], **dict(shelves())}
     for name,nb in done.items():
         nb.cells = list(sphinx_cells(nb))
-        if name == 'index.html':
-            nb.cells.append(mk_cell('\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {k}\n\n' + '\n'.join(stem[o] for o in v) + '\n```' for k,v in shelves() if v), 'markdown'))
-        write_nb(nb, (sphinx/name).with_suffix('.ipynb'))
+        if on := below.get(name.removesuffix('.html')): nb.cells.append(toctree(on))
+        write_to(sphinx, name, nb)
     log, built = root/'_build'/'sphinx.log', root/'_build'/'html'  # myst-nb leaves copies of the pages beside its output
     code = build_main(['-q', '-E', '-c', str(root/'docs'), '-w', str(log), '-d', str(root/'_build'/'doctrees'), str(sphinx), str(built)])
     if code: raise RuntimeError(f'Sphinx could not build the site: {log.read_text()[-3000:]}')
@@ -250,15 +265,33 @@ def outside_fences(text, pattern, new):
     parts = re.split(r'(?ms)(^```.*?^```)', text)
     return ''.join(o if o.startswith('```') else re.sub(pattern, new, o) for o in parts)
 
+def titles(done): return {k.removesuffix('.html'): nb.frontmatter_['title'] for k,nb in done.items()}
+
+def quarto_settings(done):
+    "`_quarto.yml` with a folding section of the sidebar for each shelf, and without the scripts, which each page names from its own folder."
+    found, called = deepcopy(quarto), titles(done)
+    found['website']['sidebar']['contents'] += [dict(section=called[front], href=f'{front}.ipynb', contents=[f'{o}.ipynb' for o in on]) for front,on in shelves()]
+    del found['format']['html']['include-in-header']
+    return found
+
+def with_scripts(nb, name):
+    "The scripts that draw figures, named from the page's folder, in its front matter."
+    header = quarto['format']['html']['include-in-header'][0]['text'].replace('src="', 'src="' + '../'*name.count('/'))
+    cell = next(c for c in nb.cells if c.cell_type == 'raw')
+    front = _fm2dict(cell.source) | {'include-in-header': [dict(text=header)]}
+    cell.source = '---\n' + yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=10**6) + '---'
+
 def stage_for_quarto(done):
     "Write what Quarto renders: pages whose HTML is raw and whose entries have their anchors, styles, scripts and settings."
-    for nb in done.values():
+    for name,nb in done.items():
+        with_scripts(nb, name)
         with_anchors(nb)
         for c in nb.cells:
             for o in c.get('outputs', []): raw_html(o)
-        write_nb(nb, staged/Path(nb.path_).name)
+        write_to(staged, name, nb)
     copy_static(staged)
-    for o in (root/'_quarto.yml', root/'docs'/'site.scss'): shutil.copy(o, staged)
+    shutil.copy(root/'docs'/'site.scss', staged)
+    (staged/'_quarto.yml').write_text(yaml.safe_dump(quarto_settings(done), allow_unicode=True, sort_keys=False))
 
 def build_with_quarto(done):
     "Render with Quarto; returns the folder and its warnings, of which it gives none."

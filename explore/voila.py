@@ -56,6 +56,12 @@ def check_text():
     if empty: refuse(f"TEXT is {name!r}, which is empty: {path}")
     os.environ['MAMBA_INTERP_TEXT'] = str(path)
 
+def most_pages():
+    "How many pages may be open at once, or end with one sentence."
+    said = os.environ.get('MAMBA_INTERP_PAGES') or '4'
+    if re.fullmatch('[1-9][0-9]{0,2}', said): return int(said)
+    refuse(f"MAMBA_INTERP_PAGES is {said[:60]!r}, expected a whole number from 1 to 999: pages open at once.")
+
 def host_names(ip):
     "Patterns of the names under which this server may be asked; nobody else can point one of them here."
     names = ['localhost', r'127(\.\d+){3}', r'\[::1\]', re.escape(ip.lower()), re.escape(f'[{ip.lower()}]')]
@@ -109,7 +115,7 @@ class Left(VoilaShutdownKernelHandler):
 
 class Kernels(AsyncMappingKernelManager):
     "One kernel for each open page, and one that is started with the server for the first page."
-    most = Integer(int(os.environ.get('MAMBA_INTERP_PAGES') or 4), config=True, help='Pages open at once.')
+    most = Integer(most_pages(), config=True, help='Pages open at once.')
 
     def __init__(self, **settings):
         check_address(settings['parent'])

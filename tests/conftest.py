@@ -16,7 +16,7 @@ def executed(request, flags):
     calls = [i.callspec.params for i in request.session.items if hasattr(i, 'callspec') and 'executed' in i.fixturenames]
     wanted = {o['page'] for o in calls if 'page' in o}
     pool = ThreadPoolExecutor(os.cpu_count())
-    runs = {o: pool.submit(pages.run, o, flags) for o in sorted(wanted, key=lambda o: (not o.startswith('3'), o))}  # studies take longest
+    runs = {o: pool.submit(pages.run, o, flags) for o in sorted(wanted, key=lambda o: (not o.startswith('studies/'), o))}  # studies take longest
     yield lambda page=None: runs[page].result() if page else wait(runs.values())
     pool.shutdown(cancel_futures=True)
 

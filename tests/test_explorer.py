@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 import psutil, pytest
 from docs import pages
-from mamba_interp.explorer import ahead, odds, read
-from mamba_interp.features import Feature, clamp
+from mamba_interp.features import Feature, ahead, clamp, odds, read
 from mamba_interp.model import Mamba
 from mamba_interp.sae import SAE
 

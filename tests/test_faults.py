@@ -20,8 +20,8 @@ TESTS = dict(
 
 # kind -> page and what a cell of it says
 PAGES = dict(
-    twin_with_embeddings=('20_bundled_saes', 'kept_embedding'),
-    layer4_writes_the_sign=('30_ioi', 'minus'))
+    twin_with_embeddings=('sae/house_saes', 'kept_embedding'),
+    layer4_writes_the_sign=('studies/ioi', 'minus'))
 
 def docstrings(file):
     "The docstrings of a test file's functions, and its comments' neighbourhood: its text."
@@ -35,5 +35,5 @@ def test_kind_has_its_tests(file, kind):
 @pytest.mark.parametrize('kind', PAGES)
 def test_kind_has_its_cell(kind):
     page, words = PAGES[kind]
-    code = [c.source for c in pages.read(page).cells if c.cell_type == 'code']
+    code = [c.source for c in pages.read(pages.named(page)).cells if c.cell_type == 'code']
     assert any(words in o and ('assert' in o or 'claim' in o) for o in code), f'no cell of {page} asserts anything of {words!r}'

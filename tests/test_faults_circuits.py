@@ -2,14 +2,14 @@
 import json, math, os, subprocess, sys, time
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from mamba_interp.circuits import Circuit, Scores, acdc, edge_scores, exact_scores, mean_change, minimal_set, prune, ranking, tie_groups, top
-from mamba_interp.faithfulness import (agreement, equivalence_limits, equivalence_power, faithfulness, hsic_test, independence_power, independence_test,
-    minimality_power, overlap, random_band, random_masks, random_paths, stability, strata_of)
-from mamba_interp.files import only_writer
-from mamba_interp.graph import Edge, EdgePatcher, Graph, spans
+from mamba_interp.circuits import (Circuit, Edge, EdgePatcher, Graph, Scores, acdc, agreement,
+                                   average_precision, edge_scores, equivalence_limits, equivalence_power,
+                                   exact_scores, faithfulness, hsic_test, importance, independence_power,
+                                   independence_test, mean_change, minimal_set, minimality_power, overlap,
+                                   planted, prune, random_band, random_masks, random_paths, ranking, recovery,
+                                   spans, spread_circuit, stability, strata_of, tie_groups, top, verify)
 from mamba_interp.model import Mamba
-from mamba_interp.planted import average_precision, importance, planted, recovery, spread_circuit, verify
-from mamba_interp.statistics import Resampling
+from mamba_interp.report import Resampling, only_writer
 from mamba_interp.tasks import Task, ioi
 
 GRID = Graph('mamba', 2, 4, tuple(range(6)))
@@ -371,7 +371,7 @@ def test_checkpoint_where_it_cannot_be(tmp_path):
 
 def test_a_full_disk_is_told_before_the_first_evaluation(tmp_path, monkeypatch):
     "disk_full, acdc: before the first evaluation, not after it."
-    import mamba_interp.files as files
+    import mamba_interp.report.files as files
     def full(*args, **kw): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(files.tempfile, 'TemporaryFile', full)
     fake = Fake(adding(1, 2))
@@ -390,8 +390,7 @@ def test_killed_and_resumed(tmp_path):
     "A SIGKILL in the middle: the same circuit, and nothing measured twice."
     script = '''
 import os, signal, sys, torch
-from mamba_interp.circuits import acdc
-from mamba_interp.graph import Graph
+from mamba_interp.circuits import Graph, acdc
 class Dies:
     graph, calls = Graph('mamba', 2, 4, tuple(range(6))), 0
     weights = torch.full((len(graph),), 1e-4).double()
@@ -515,7 +514,7 @@ def test_circuits_of_another_kind(patched, tmp_path):
 
 def test_recovery_is_measured_on_numbers():
     "04_secant_misses_a_planted_circuit: a score that is no number, or a truth of whole numbers, gives no area."
-    from mamba_interp.planted import auroc, planted_ioi, planted_spread
+    from mamba_interp.circuits import auroc, planted_ioi, planted_spread
     for f in (auroc, average_precision):
         refused(lambda: f(torch.tensor([math.nan, 1.]), torch.tensor([True, False])), 'not finite')
         refused(lambda: f(torch.tensor([0., 1.]), torch.tensor([0, 1])), 'int64')
@@ -524,15 +523,56 @@ def test_recovery_is_measured_on_numbers():
     refused(lambda: planted_ioi(names=2), 'names')
     refused(lambda: planted_spread(pairs=9), 'keys')
 
+@pytest.mark.parametrize('name, least', dict(planted_latest=10, planted_reset=11, planted_marked=11, planted_asked=11, planted_joint=10, planted_ioi=4).items())
+def test_planted_prompts_need_tokens(name, least):
+    "04_secant_misses_a_planted_circuit: numbers of tokens, pairs and prompts of which nothing can be drawn."
+    from mamba_interp import planted as p
+    draw, sizes = getattr(p, name), dict(names=3) if name == 'planted_ioi' else {}
+    assert len(draw(3, vocab=least, **sizes)) == 3
+    for vocab in (least - 1, 0, -3, 2.5, None): refused(lambda: draw(3, vocab=vocab, **sizes), 'vocab', f'least {least}')
+    refused(lambda: draw(0), '`n` is 0')
+    many = 'names' if sizes else 'triples' if name == 'planted_marked' else 'pairs'
+    for wrong in (1, 2.5): refused(lambda: draw(3, **{many: wrong}), many)
+
+def test_planted_models_need_tokens():
+    "04_secant_misses_a_planted_circuit: the same for the models."
+    from mamba_interp.circuits import induction_model, ioi_model
+    for vocab in (0, 2.5, None): refused(lambda: induction_model(vocab), '`vocab`')
+    for names, vocab in ((9, 8), (0, 8), (3, 0)): refused(lambda: ioi_model(vocab, names), '`names`' if vocab else '`vocab`')
+
+@pytest.mark.parametrize('cells', ('0.x', '*.block_out'))
+def test_calibration_does_not_hang_on_rounding(model, cells):
+    "Estimates that tie to rounding are taken, and others drawn, in forward order."
+    from mamba_interp.circuits import attribute, calibrate
+    task = toy()
+    effects = attribute(model, task, ['*.resid', '*.read_x', '*.read_z', cells])
+    def shaken(seed):
+        gen = torch.Generator().manual_seed(seed)
+        most = max(o.mean(0).abs().max() for o in effects.values())
+        return {s: o + 1e-9*most*torch.randn(o.shape, generator=gen, dtype=o.dtype) for s,o in effects.items()}
+    found = [calibrate(model, task, shaken(seed), top=6, others=6).cells for seed in range(3)]
+    assert found[0] == found[1] == found[2]
+
 def test_the_share_of_nodes(model):
     "several_answers: `share` measures a patcher of features as well, with several right answers, and checks its mask."
     from mamba_interp.circuits import share
-    from mamba_interp.feature_circuits import FeaturePatcher, feature_scores
+    from mamba_interp.features import FeaturePatcher, feature_scores
+    from mamba_interp.model import Site
     from mamba_interp.sae import SAE, TopK
-    from mamba_interp.sites import Site
     task = toy(also_right=torch.full((6, 1), 60))
     saes = {Site('resid', 1): SAE(24, 48, TopK(8), site='1.resid', seed=1).double()}
     patcher = FeaturePatcher(model, saes, task, feature_scores(model, saes, task).nodes)
     assert torch.allclose(patcher.plain, task.logit_diff(model(task.clean, at=6)), atol=1e-6)
     assert share(patcher, torch.ones(len(patcher.nodes)).bool()) == 1
     for mask in (None, 'x', torch.ones(3), [3]): refused(lambda: share(patcher, mask), 'nodes')
+
+def test_a_stored_circuit_is_the_same_on_any_processor(tmp_path):
+    "What a circuit reaches is stored to the digits that every processor agrees on: the file does not change."
+    scores, texts = by_hand(torch.linspace(1, .1, len(GRID)).expand(3, -1)), []
+    for noise in (0, 1e-8, -1e-8):
+        summed = lambda k: adding(*range(10))(k) + noise*k[:7].sum()
+        sets = [Fake(summed) for _ in range(3)]
+        found = minimal_set(scores, *sets[:2], .7, fresh=sets[2]).circuit
+        found.save(tmp_path/'circuit.json')
+        texts.append((tmp_path/'circuit.json').read_text())
+    assert texts[0] == texts[1] == texts[2] and found.how['reached'] == float(f"{found.how['reached']:.5g}") == found.how['reached_fresh']

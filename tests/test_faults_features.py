@@ -2,19 +2,14 @@
 import copy, errno, gzip, json, os, re, subprocess, sys
 
 import pytest, torch
-from mamba_interp import features
-from mamba_interp.activations import Rows
-from mamba_interp.copy_features import copy_features, forget, repeats
-from mamba_interp.explorer import Explorer, browse, read, sample_rows
-from mamba_interp.feature_circuits import FeatureScores, Node, feature_scores, in_order, rank
-from mamba_interp.features import Profile, card, clamp, neuronpedia, profile, text_tokens, token_words
-from mamba_interp.files import only_writer
-from mamba_interp.ioi_features import first_reach, verdict
-from mamba_interp.model import Mamba
-from mamba_interp.sae import SAE, BatchTopK, JumpReLU, TopK, splice
-from mamba_interp.sae_metrics import evaluate_sae
-from mamba_interp.sites import Site
-from mamba_interp.taps import record
+from mamba_interp.features import feature as features
+from mamba_interp.features import (Explorer, FeatureScores, Node, Profile, browse, card, clamp, copy_features,
+                                   feature_scores, forget, in_order, neuronpedia, profile, rank, read,
+                                   repeats, sample_rows, text_tokens, token_words)
+from mamba_interp.model import Mamba, Site, record
+from mamba_interp.report import only_writer
+from mamba_interp.sae import SAE, BatchTopK, JumpReLU, Rows, TopK, evaluate_sae, splice
+from mamba_interp.studies import first_reach, verdict
 from mamba_interp.tasks import encode
 
 SITE = '1.block_out'

@@ -1,13 +1,10 @@
 "What goes wrong in attribution and in graphs is right, or refused in one sentence."
 import numpy as np, pytest, torch, transformers
 from transformers import BambaConfig, FalconMambaConfig, MambaConfig
-from mamba_interp.attribution import (METHODS, Secant, attribute, calibrate, cut_sums, integrate_activations, metric_secant, missed, nodes,
-    points, scan_heads_secant)
-from mamba_interp.graph import LARGEST, Edge, EdgePatcher, Graph, Spans, path_effects, path_patch, spans
-from mamba_interp.model import Mamba
-from mamba_interp.patching import patch_effects
-from mamba_interp.sites import Site
-from mamba_interp.taps import Adapter
+from mamba_interp.circuits import (LARGEST, METHODS, Edge, EdgePatcher, Graph, Secant, Spans, attribute,
+                                   calibrate, cut_sums, integrate_activations, metric_secant, missed, nodes,
+                                   patch_effects, path_effects, path_patch, points, scan_heads_secant, site_effects, spans)
+from mamba_interp.model import Adapter, Mamba, Site
 from mamba_interp.tasks import Task
 
 def lively(kind=1, **config):
@@ -96,7 +93,7 @@ def test_metric_secant_is_the_mean_slope():
 @pytest.mark.parametrize('most', (1, 2**21))
 def test_mamba2_slopes_are_those_of_every_step(shape, most, monkeypatch):
     "mamba2_secant_memory: the same numbers, without keeping states"
-    import mamba_interp.attribution as attribution
+    import mamba_interp.circuits.attribution as attribution
     few = attribution._few_heads
     monkeypatch.setattr(attribution, '_few_heads', lambda x, B: few(x, B, most))
     b, T, heads, p, g, n, start = shape
@@ -130,7 +127,7 @@ def test_mamba2_keeps_what_the_gradient_keeps():
 
 def test_memory_is_told_before_it_is_taken(monkeypatch):
     "mamba2_secant_memory: one sentence with bytes and what to do"
-    import mamba_interp.model as model_page
+    import mamba_interp.model.mamba as model_page
     monkeypatch.setattr(model_page, 'free_memory', lambda device='cpu': 2**12)
     one_sentence(lambda: attribute(MODELS[2], TASK), 'bytes', 'batch', 'GiB')
     one_sentence(lambda: attribute(MODELS[1], TASK, '*.state', 'gradient'), 'bytes', 'batch')
@@ -287,3 +284,21 @@ def test_texts_and_options_of_edges():
     one_sentence(lambda: path_effects(MODELS[1], TASK, bas='clean'), "'bas'", "did you mean 'base'")
     for names in (3, None): one_sentence(lambda: spans(TASK, names), 'different names')
     one_sentence(lambda: spans(None), 'Task')
+
+@pytest.mark.parametrize('label', ('²', '٣', '½', '12345678901', '๗'))
+def test_labels_that_are_numbers_of_another_kind(label):
+    "adapter_circuits: an edge's token is written in the digits 0 to 9, or is the name of a span."
+    for text in (f'embed -> 0.read_x @ {label}', f'0.state @ {label} -> 0.y @ 3', f'0.x -> 0.conv lag 1 @ {label}'):
+        one_sentence(lambda: Edge.parse(text), 'is no edge', label)
+    assert Edge.parse('embed -> 0.read_x @ S²').at == 'S²'
+
+@pytest.mark.parametrize('call', (attribute, integrate_activations, patch_effects, site_effects))
+def test_no_sites(call):
+    "uninformative_metric: an empty list of sites is refused before the model runs."
+    class Still(Mamba):
+        def _run(self, *args, **options): raise AssertionError('the model ran')
+    still = Still(MODEL.config)
+    for none in ([], ()): one_sentence(lambda: call(still, TASK, none), 'sites is', 'at least one site')
+    if call is patch_effects:
+        for at in ([], {Site('embed'): []}): one_sentence(lambda: call(still, TASK, 'embed', at=at), 'at names no token')
+        one_sentence(lambda: call(still, TASK, '0.state@5', at=[3]), 'at names no token', '0.state@5')

@@ -1,9 +1,9 @@
 "What people type or what a machine lacks, around `make` and the scans: one sentence, and nothing lost."
-import os, shutil, socket, subprocess, sys
+import importlib, os, shutil, socket, subprocess, sys
 import pytest
 import torch
 from docs import pages, serve
-from mamba_interp import scan as scans
+scans = importlib.import_module('mamba_interp.model.scan')  # the face has a function of that name
 
 # --- make ---------------------------------------------------------------------------------------------------------------
 
@@ -75,14 +75,14 @@ def test_env_without_an_index(make, tmp_path):
 
 def test_page_is_saved_whole(monkeypatch, tmp_path):
     "reliability, make page: a full disk or a kill leaves the older page."
-    nb = pages.read('03_taps')
+    nb = pages.read(pages.named('model/taps'))
     monkeypatch.setattr(pages, 'nbs', tmp_path)
-    pages.save('03_taps', nb)
-    whole = (tmp_path/'03_taps.ipynb').read_text()
+    pages.save('taps', nb)
+    whole = (tmp_path/'taps.ipynb').read_text()
     def full(f): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='03_taps.ipynb cannot be written: No space left on device'): pages.save('03_taps', nb)
-    assert (tmp_path/'03_taps.ipynb').read_text() == whole and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError, match='taps.ipynb cannot be written: No space left on device'): pages.save('taps', nb)
+    assert (tmp_path/'taps.ipynb').read_text() == whole and len(list(tmp_path.iterdir())) == 1
 
 # --- scans --------------------------------------------------------------------------------------------------------------
 
@@ -122,3 +122,14 @@ def test_empty_batch():
 def test_malformed_chunk(chunk):
     x, dt, A, B = torch.randn(1, 5, 4, 3), torch.rand(1, 5, 4), -torch.rand(4), torch.randn(1, 5, 2, 3)
     with pytest.raises(ValueError, match='^chunk is .*, expected a whole number of at least 1'): scans.scan_heads(x, dt, A, B, B, chunk=chunk)
+
+# --- the explorer's settings ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('pages_open', ['many', '0', '-1', '2.5', '1e1', '\u0663', '9'*5000])
+def test_pages_at_once_that_are_no_number(pages_open):
+    "reliability, explorer: MAMBA_INTERP_PAGES=many ended in a traceback of the settings."
+    pytest.importorskip('voila')
+    command = [sys.executable, '-c', 'import runpy, sys; runpy.run_path(sys.argv[1])', str(pages.root/'explore'/'voila.py')]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(MAMBA_INTERP_PAGES=pages_open, MAMBA_INTERP_TEXT=''))
+    assert done.returncode == 1 and done.stdout == '', done
+    assert done.stderr.startswith('MAMBA_INTERP_PAGES is ') and 'whole number from 1 to 999' in done.stderr and done.stderr.count('\n') == 1, done.stderr

@@ -6,10 +6,10 @@ import numpy as np
 import pytest, torch
 import transformers
 from safetensors.torch import load_file, save_file
-from mamba_interp import model as M
-from mamba_interp.model import Mamba, check_config, config_of, enough_memory, fingerprint, left_pad, to_transformers
-from mamba_interp.sites import Site, match_sites, token_index
-from mamba_interp.taps import Adapter, Tap, ablate, chain, mean_over_prompts, record, replace, steer
+from mamba_interp.model import mamba as M
+from mamba_interp.model import (Adapter, Mamba, Site, Tap, ablate, chain, check_config, config_of,
+                                enough_memory, fingerprint, left_pad, match_sites, mean_over_prompts, record,
+                                replace, steer, to_transformers, token_index)
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -61,6 +61,15 @@ def test_configuration_fields(tmp_path, kind, change):
     field = next(iter(change))
     with says('config.json', 'time_step' if 'time_step' in field else field): Mamba.load(saved(tmp_path, kind, **change))
     with says('time_step' if 'time_step' in field else field): Mamba.tiny(kind=kind, **change)
+
+@pytest.mark.parametrize('width', (36, 47, 96, 10**9))
+def test_a_width_that_expand_contradicts(tmp_path, width):
+    "checkpoint_variants: intermediate_size beside another expand; alone, as a multiple, it says what expand is."
+    with says('config.json', 'intermediate_size', 'expand'): Mamba.load(saved(tmp_path, intermediate_size=width))
+    with says('intermediate_size', 'expand'): Mamba(transformers.MambaConfig(hidden_size=24, vocab_size=61, intermediate_size=width))
+    with says('config.json', 'expand'): Mamba.load(saved(tmp_path, expand=3))
+    assert config_of(saved(tmp_path, expand='drop')).expand == 2
+    assert config_of(saved(tmp_path, expand='drop', intermediate_size=72)).expand == 3
 
 @pytest.mark.parametrize('text', ['[1]', 'null', '3', '"mamba"', '', '{', '{"model_type": "mamba",}', '['*10**5, '{"a": 1}', '{}', '{"model_type": "gpt2"}', '{"model_type": ["mamba"]}',
     '{"model_type": null}', '{"model_type": "falcon_mamba"}', '{"d_model": 24, "n_layer": 2}', '{"d_model": "24", "n_layer": 2, "vocab_size": 61}', '{"d_model": 24, "n_layer": null, "vocab_size": 61}',
@@ -258,7 +267,7 @@ def test_taps(model, taps):
     "Taps that would do nothing, or what nobody meant."
     with says(): model(ids(2, 7), taps)
 
-@pytest.mark.parametrize('options', [dict(n=-1), dict(n=2.5), dict(n='3'), dict(n=None), dict(temperature=-1), dict(temperature=math.nan), dict(temperature=math.inf), dict(temperature=1e-40), dict(temperature='hot'), dict(seed=-1), dict(seed=1.5),
+@pytest.mark.parametrize('options', [dict(n=-1), dict(n=2.5), dict(n='3'), dict(n=None), dict(n=10**9), dict(n=1_000_001), dict(temperature=-1), dict(temperature=math.nan), dict(temperature=math.inf), dict(temperature=1e-40), dict(temperature='hot'), dict(seed=-1), dict(seed=1.5),
     dict(taps={'1.state@12': torch.neg}), dict(taps={'1.attention': torch.neg}), dict(attention_mask=torch.ones(2, 6)), dict(taps={'final_norm': lambda v: v*math.nan})], ids=str)
 def test_generate_settings(model, options):
     "generate_prompt_tap: numbers that cannot be meant, a token that is never read, a site that a new token has not."
@@ -633,7 +642,7 @@ def test_negative_positions_of_arrays_count_from_the_end_of_the_prompt(model, at
 @pytest.mark.parametrize('kind', (1, 2))
 def test_the_mean_at_one_token_leaves_out_shorter_prompts(kind):
     "mean_over_padding: `state@5` is a mean over the prompts that have token 5, in ablate and in patching."
-    from mamba_interp.patching import source_values
+    from mamba_interp.circuits import source_values
     from mamba_interp.tasks import Task
     model, x = Mamba.tiny(seed=3, kind=kind).double().requires_grad_(False), ids(3, 8)
     end, site = torch.tensor([3, 7, 5]), Site('state', 1, 5)

@@ -4,11 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np, pytest, torch
-from mamba_interp.activations import Harvest, Rows, origin
 from mamba_interp.model import Mamba
-from mamba_interp.sae import L1, SAE, BatchTopK, Gated, JumpReLU, Matryoshka, TopK, check_sae, hook_name
-from mamba_interp.sae_metrics import Metrics, compare, density_histogram, evaluate_sae, evaluate_saes, random_twin
-from mamba_interp.sae_training import KSchedule, Planted, SAERecipe, train_saes
+from mamba_interp.sae import (L1, SAE, BatchTopK, Gated, Harvest, JumpReLU, KSchedule, Matryoshka, Metrics,
+                              Planted, Rows, SAERecipe, TopK, check_sae, compare, density_histogram,
+                              evaluate_sae, evaluate_saes, hook_name, origin, random_twin, train_saes)
 from safetensors.torch import load_file, save_file
 
 D, F, K = 12, 40, 5
@@ -323,8 +322,8 @@ def test_a_checkpoint_from_before_a_setting_was_new_goes_on(tmp_path):
 
 def test_a_folder_has_one_writer(tmp_path):
     "reliability: the second of two processes on one folder is refused."
-    from mamba_interp.files import only_writer
-    held = subprocess.Popen([sys.executable, '-c', f"from mamba_interp.files import only_writer\nwith only_writer({str(tmp_path/'a')!r}): print('held', flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    from mamba_interp.report import only_writer
+    held = subprocess.Popen([sys.executable, '-c', f"from mamba_interp.report import only_writer\nwith only_writer({str(tmp_path/'a')!r}): print('held', flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
     assert held.stdout.readline() == b'held\n'
     told('second', lambda: train(folder=tmp_path/'a'), 'another process')

@@ -1,13 +1,13 @@
 "Tasks, metrics, intervals: what cannot be meant is refused in one sentence, and what looked right is right."
 import random
+from importlib.resources import files
 
 import numpy as np, pytest, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from mamba_interp import bundled, statistics as st, tasks
-from mamba_interp.model import Mamba
-from mamba_interp.patching import contrast, interval, patch_effects, site_effects, task_metric
-from mamba_interp.sites import Site
+from mamba_interp import report as st, tasks, training
+from mamba_interp.circuits import contrast, interval, patch_effects, site_effects, task_metric
+from mamba_interp.model import Mamba, Site
 from mamba_interp.tasks import CORRUPTIONS, FIRST_MENTION, Prompt, Task, Words, from_prompts, ioi, slots
 
 V, SITE = 61, Site('resid', 1)
@@ -16,7 +16,7 @@ V, SITE = 61, Site('resid', 1)
 def model(): return Mamba.tiny(seed=3).double().requires_grad_(False)
 
 @pytest.fixture(scope='module')
-def house(): return Tokenizer.from_file(str(bundled.__file__).replace('bundled.py', 'house/tokenizer.json'))
+def house(): return Tokenizer.from_file(str(files('mamba_interp')/'house'/'tokenizer.json'))
 
 def toy(b=6, t=8, **more):
     gen = torch.Generator().manual_seed(1)
@@ -291,13 +291,13 @@ def test_numbers_are_rounded_to_what_is_known():
 
 def test_held_out_prompts_that_cannot_be_drawn_are_refused(house):
     "Hangs: draws that never succeed end in a sentence."
-    every = bundled.holdout(0, pairs=1.)
-    refused(lambda: bundled.ioi_held_out('seen', house, every, 2), 'no prompt')
-    refused(lambda: bundled.ioi_held_out('answers', house, bundled.holdout(0, answers=0), 2), 'no prompt')
-    refused(lambda: bundled.ioi_rows(house, every)(random.Random(0), 1, 40), 'no')
-    refused(lambda: bundled.holdout(0, pairs=1.5), 'pairs is 1.5')
-    refused(lambda: bundled.KneserNey([1, 2, 99], 2, 10), '0 to 9')
-    refused(lambda: bundled.copying_scores(None, range(5), length=12), 'the pool has 5 tokens')
+    every = training.holdout(0, pairs=1.)
+    refused(lambda: training.ioi_held_out('seen', house, every, 2), 'no prompt')
+    refused(lambda: training.ioi_held_out('answers', house, training.holdout(0, answers=0), 2), 'no prompt')
+    refused(lambda: training.ioi_rows(house, every)(random.Random(0), 1, 40), 'no')
+    refused(lambda: training.holdout(0, pairs=1.5), 'pairs is 1.5')
+    refused(lambda: training.KneserNey([1, 2, 99], 2, 10), '0 to 9')
+    refused(lambda: training.copying_scores(None, range(5), length=12), 'the pool has 5 tokens')
 
 # ---- parts of a task, baselines, and the state at one token ------------------------------------------------------
 

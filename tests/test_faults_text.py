@@ -4,13 +4,11 @@ from itertools import islice
 from pathlib import Path
 
 import datasets, numpy as np, pyarrow, pyarrow.parquet, pytest, torch, zstandard
-from mamba_interp.activations import Cached, Harvest, Rows, cache, harvest
-from mamba_interp.model import Mamba
-from mamba_interp.sites import Site
+from mamba_interp.model import Mamba, Site
+from mamba_interp.sae import Cached, Harvest, Rows, cache, harvest
 from mamba_interp.tasks import encode
-from mamba_interp.text import checked_texts, pieces, read_texts
-from mamba_interp.training import (Mixture, Recipe, Stage, next_token_loss, pack, recall_rows, repeat_rows, text_rows,
-                                   train, train_tokenizer)
+from mamba_interp.training import (Mixture, Recipe, Stage, checked_texts, next_token_loss, pack, pieces,
+                                   read_texts, recall_rows, repeat_rows, text_rows, train, train_tokenizer)
 
 root = Path(__file__).resolve().parent.parent
 LINE = json.dumps(dict(text='the cat sat on the mat ' * 20)) + '\n'
@@ -412,7 +410,7 @@ def test_two_writers(tmp_path, model, ids):
     "The second process on a folder is refused, and the folder stays whole."
     code = '''
 import sys
-from mamba_interp.files import only_writer
+from mamba_interp.report import only_writer
 with only_writer(sys.argv[1]): print('held', flush=True), sys.stdin.read()
 '''
     for name,work in dict(cache=lambda f: cache(Harvest(model, Rows(ids), '1.resid', batch=20, capacity=140), f, 200), train=lambda f: train(Mamba.tiny(), circle, Recipe(steps=2), f, progress=False)).items():

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest, torch
 from docs import pages
-from mamba_interp.activations import origin
-from mamba_interp.model import Mamba
-from mamba_interp.sae import L1, SAE, BatchTopK, Gated, JumpReLU, Matryoshka, TopK
-from mamba_interp.taps import record
+from mamba_interp.model import Mamba, record
+from mamba_interp.sae import L1, SAE, BatchTopK, Gated, JumpReLU, Matryoshka, TopK, origin
 from safetensors.torch import load_file, save_file
 
 python = pages.root/'.venv-interop'/'bin'/'python'

@@ -2,7 +2,7 @@
 import os
 import pytest
 from docs import pages
-from mamba_interp.figures import table
+from mamba_interp.report import table
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 every_page = pytest.mark.parametrize('page', pages.names())

@@ -2,7 +2,7 @@
 
 `make test-portable` runs this file alone. What a processor without AVX-512 does is had here by telling torch, oneDNN, MKL
 and the compiled scan not to use it."""
-import json, os, platform, shutil, subprocess, sys
+import importlib, json, os, platform, shutil, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from docs import pages
-from mamba_interp import scan as scans
+scans = importlib.import_module('mamba_interp.model.scan')  # the face has a function of that name
 
 PROCESSORS = dict(
     avx2=dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2', MAMBA_INTERP_SCAN='avx2'),
@@ -20,14 +20,13 @@ X86 = platform.machine() in ('x86_64', 'AMD64')
 VECTORS = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')
 if not VECTORS: PROCESSORS.pop('avx2')  # told to use what is not there, torch would end
 BUILDS = ['auto', 'avx512', 'avx2', 'plain']
-PAGES = ['02_model', '03_taps']  # short ones that run the model
+PAGES = [pages.named(o) for o in ('model/mamba', 'model/taps')]  # short ones that run the model
 
 # --- the same numbers in other processes -----------------------------------------------------------------------------
 
 PROBE = '''
 import json, sys, torch
-from mamba_interp.model import Mamba
-from mamba_interp.scan import scan_backends
+from mamba_interp.model import Mamba, scan_backends
 from mamba_interp.tasks import ioi
 model = Mamba.load('house')
 tokens = ioi(model.tokenizer, n=2, seed=0).clean
@@ -228,7 +227,7 @@ def test_cache_that_cannot_be_written(cache, monkeypatch, tmp_path):
 @needs_compiler
 def test_two_processes_build_at_once(cache):
     "Both get a whole library, and nothing else is left in the cache."
-    code = f"import mamba_interp.scan as s; s._threads = ((),); s._flags = {quick}; s._builds['auto'] = ((),); print(s.scan_backends()['compiled'] or 'usable')"
+    code = f"import importlib; s = importlib.import_module('mamba_interp.model.scan'); s._threads = ((),); s._flags = {quick}; s._builds['auto'] = ((),); print(s.scan_backends()['compiled'] or 'usable')"
     with ThreadPoolExecutor(2) as pool: said = list(pool.map(lambda _: python(code, XDG_CACHE_HOME=str(cache.parent)).strip(), range(2)))
     assert said == ['usable']*2 and sorted(o.suffix for o in cache.iterdir()) == ['.so', '.sum']
 

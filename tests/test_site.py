@@ -1,12 +1,13 @@
 "The site builds without a warning, reads without a trace of the notebooks' markup, and works in a browser that has no network."
 import functools, http.server, importlib, os, re, threading
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
 from docs import pages, site
 
-names = {o: f"{re.sub(r'^[0-9]+_', '', o)}.html" for o in pages.names()}
+names = {o: site.html_name(o) for o in pages.names()}
 every_page = pytest.mark.parametrize('name', names)
 
 @pytest.fixture(scope='session')
@@ -38,15 +39,15 @@ def test_links_lead_somewhere(name, warnings):
     for a in soup(names[name])('a', href=True):
         url = urlsplit(a['href'])
         if url.scheme or url.netloc or not (url.path or url.fragment): continue
-        target = url.path or names[name]
-        if target.endswith('/'): target += 'index.html'
+        target = os.path.normpath(Path(names[name]).parent/url.path) if url.path else names[name]
+        if url.path.endswith('/'): target += '/index.html'
         assert (site.site/target).is_file(), f"{name}: {a['href']}"
         if url.fragment and target.endswith('.html'): assert unquote(url.fragment) in ids(target), f"{name}: {a['href']} has no such place"
 
-@pytest.mark.parametrize('name', [o for o in names if o != 'index'])
+@pytest.mark.parametrize('name', [o for o in names if not o.endswith('index')])
 def test_exports_have_an_entry(name, warnings):
     "Each exported function and class has its heading, under the address that nbdev links to, and a table of its arguments."
-    module = next((d['default_exp'] for c in cells(name) if 'default_exp' in (d := pages.directives(c))), None)
+    module = pages.module_of(pages.read(name))
     if not module: return
     m, there = importlib.import_module(f"{pages.settings['lib_path']}.{module}"), soup(names[name])
     for k in m.__all__:
@@ -146,10 +147,13 @@ def test_page_in_browser(name, address, tab):
     tab.evaluate("document.querySelectorAll(':is(main, article) details').forEach(o => o.open = true)")
     for strip in tab.query_selector_all('.token-strip'): assert strip.is_visible() and strip.inner_text().strip()
     for image in tab.query_selector_all('main img, article img'): assert image.evaluate('o => o.naturalWidth > 0')
-    sidebar = tab.locator('.sidebar-tree, #quarto-sidebar').inner_text().lower()
-    assert sidebar.index('tools') < sidebar.index('studies') if any(o[0] == '3' for o in names) else 'tools' in sidebar
-    links = {a.get_attribute('href') for a in tab.query_selector_all('.sidebar-tree a[href], #quarto-sidebar a[href]')}
-    assert {v for k,v in names.items() if k not in ('index', name)} <= {o.removeprefix('./') for o in links}
+    links = [a.get_attribute('href') for a in tab.query_selector_all('.sidebar-tree a[href], #quarto-sidebar a[href]')]
+    places = [urlsplit(urljoin(f'/{names[name]}', o)).path.removeprefix('/') for o in links]
+    places = [names[name] if o == '#' else p for o,p in zip(links, places)]
+    assert [o for o in places if o in names.values() and o != 'index.html'] == [v for k,v in names.items() if k != 'index']
+    seen = {p for a,p in zip(tab.query_selector_all('.sidebar-tree a[href], #quarto-sidebar a[href]'), places) if a.is_visible()}
+    fronts, shelf = {names[o] for o in names if o.endswith('/index')}, pages.shelf_of(name)
+    assert fronts <= seen and seen & set(names.values()) - fronts - {'index.html'} == {v for k,v in names.items() if shelf and pages.shelf_of(k) == shelf} - fronts
 
 def test_search_finds_a_page(address, tab):
     if (site.site/'search.html').exists():
