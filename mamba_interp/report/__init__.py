@@ -11,6 +11,7 @@ from .faces import face
 # %% ../../nbs/report/index.ipynb #face0004
 __getattr__, __dir__, __all__ = face(__name__, dict(
     checks=['fields_of', 'one_of', 'real_number', 'same_run', 'whole_number'],
+    classes=['patch_to'],
     files=['as_path', 'by_path', 'inside', 'only_writer', 'read_json', 'settle', 'writable', 'write_file',
            'write_files', 'write_json'],
     statistics=['LEAST', 'SHARE', 'SMALL', 'AgainstRandom', 'Estimate', 'Resampling', 'against_random',
@@ -21,4 +22,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
             'Html', 'attention_map', 'bars', 'cell_text', 'claim', 'estimate', 'heatmap', 'in_house_style',
             'interval_ends', 'label_text', 'labelled_axis', 'lines', 'numeric_array', 'plain_labels',
             'plain_numbers', 'site_assets', 'table', 'token_strip', 'value_rows'],
-    faces=['face']))
+    faces=['face'],
+    results=['VERSIONS', 'circumstances', 'load_results', 'save_results']))
