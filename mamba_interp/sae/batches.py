@@ -177,10 +177,10 @@ def _emit(self, pool):
         self._at = self._at | dict(batch=self._at['batch'] + 1, tokens=self._at['tokens'] + len(index))
         yield {s: o.index_select(0, index) for s,o in self.ring.items()}
 
-# %% ../../nbs/sae/02_batches.ipynb #c3ce79f1
+# %% ../../nbs/sae/02_batches.ipynb #bf3f0473
 @patch_to(Harvest)
 def _fill(self, stream, segment):
-    "Write a segment into its half of the ring; return its size, whether more may come, and what was left out."
+    "Write a segment into its half of the ring; return its size, if more may come, and what was left out."
     start = here = segment%2*self._size
     out = dict(bos=0, long=0)
     while fit := min(self.at_once, (start + self._size - here)//self._width):

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from ..report import one_of, patch_to, real_number, whole_number
 
-# %% ../../nbs/sae/14_recipe.ipynb #b191c62b
+# %% ../../nbs/sae/14_recipe.ipynb #0b998b8b
 @dataclass(frozen=True)
 class KSchedule:
     "k on its way from `start` to the activation's own, reached after exactly `share` of the training."
@@ -25,7 +25,7 @@ class KSchedule:
         end:int,     # Final k
         along:float, # Share of the training tokens already seen, from 0 to 1
     )->int:          # Current k
-        "Return k at a moment of the training; it is never the final one before `share`, unless it began there."
+        "Return k at a moment of the training; not the final one before `share`, unless it began there."
         p = along/self.share
         if p>1-1e-9: return end
         if self.shape=='exponential': k = self.start*(end/self.start)**p

@@ -31,7 +31,7 @@ def _agree(what, state, mine):
         for o in (theirs, later): o.pop('model', None)
     same_run(theirs, later, f'this position of {what}', 'stream')
 
-# %% ../../nbs/sae/01_rows.ipynb #14d41dee
+# %% ../../nbs/sae/01_rows.ipynb #e6135057
 def _position(what, state, like):
     "Return the fields of `like` from a saved position; raise ValueError for one that is damaged."
     kinds = {k: object if v is None else type(v) for k,v in like.items()}
@@ -43,7 +43,7 @@ def _position(what, state, like):
 class Rows:
     "A resumable stream of token rows; iterating goes on from the present position, after the end anew."
     def __init__(self,
-        source,        # What `read_texts` takes, a `datasets` data set, or token ids (n), or rows of them (n t)
+        source,        # What `read_texts` takes, a `datasets` data set, or token ids: (n), or rows (n t)
         tokenizer=None, # `transformers` or `tokenizers` tokenizer; needed for text
         length:int=128, # Tokens in a row, the BOS included
         column:str='text', # Where a data set keeps the text
