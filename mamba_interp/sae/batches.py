@@ -23,7 +23,7 @@ def _usable(device):
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e:
         raise ValueError(f"device {device!r} cannot be used: {str(e).splitlines()[0][:120]}") from e
 
-# %% ../../nbs/sae/02_batches.ipynb #26ac4950
+# %% ../../nbs/sae/02_batches.ipynb #1cc1ccbf
 class Harvest(Batches):
     "Shuffled batches of a model's activations while it reads rows of text."
     _later = dict(left_out=dict(bos=0, long=0), lengths=None)
@@ -61,15 +61,6 @@ class Harvest(Batches):
         self._begin = dict(epoch=0, round=0, batch=0, held=0, tokens=0, rows=rows.state_dict(),
                            left_out=dict(bos=0, long=0), lengths=None)
         self._at = self._begin
-    def _checked(self, state):
-        at = super()._checked(state)
-        whole_number(at['held'], 'held of a position of Harvest', 0, self._size)
-        whole_number(at['batch'], 'batch of a position of Harvest', 0, 2*self._size//self.batch + 1)
-        fields_of(at['left_out'], 'left_out of a position of Harvest', dict(bos=int, long=int))
-        if at['lengths'] is not None:
-            fields_of(at['lengths'], 'lengths of a position of Harvest', {str(s): float for s in self.sites})
-        self.rows.load_state_dict(at['rows'])
-        return at
 
 # %% ../../nbs/sae/02_batches.ipynb #0f703ec9
 @patch_to(Harvest)
@@ -121,13 +112,24 @@ def _settings(self):
     said = {k: getattr(self, k) for k in ('batch', 'at_once', 'seed', 'skip', 'shuffle', 'longest')}
     return dict(sites=[*map(str, self.sites)], size=self._size, **said, **self._model)
 
-# %% ../../nbs/sae/02_batches.ipynb #ef248dce
+# %% ../../nbs/sae/02_batches.ipynb #09c3371c
 @patch_to(Harvest)
 def state_dict(self)->dict: # Small; JSON can hold it
     "Return the position after the last batch."
     rows, now = self._at['rows'], self.rows.state_dict()
     if rows.get('first', '') is None: rows = rows | dict(first=now['first'])
     return self._at | dict(rows=rows, settings=self._settings)
+
+@patch_to(Harvest)
+def _checked(self, state):
+    at = super(Harvest, self)._checked(state)
+    whole_number(at['held'], 'held of a position of Harvest', 0, self._size)
+    whole_number(at['batch'], 'batch of a position of Harvest', 0, 2*self._size//self.batch + 1)
+    fields_of(at['left_out'], 'left_out of a position of Harvest', dict(bos=int, long=int))
+    if at['lengths'] is not None:
+        fields_of(at['lengths'], 'lengths of a position of Harvest', {str(s): float for s in self.sites})
+    self.rows.load_state_dict(at['rows'])
+    return at
 
 # %% ../../nbs/sae/02_batches.ipynb #8be57ed9
 @patch_to(Harvest)

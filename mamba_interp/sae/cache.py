@@ -103,7 +103,7 @@ def _add_shard(source, folder, about, want):
     about |= dict(tokens=about['tokens'] + n, ended=n < want, state=source.state_dict())
     write_json(folder/'manifest.json', about)
 
-# %% ../../nbs/sae/03_cache.ipynb #5400005c
+# %% ../../nbs/sae/03_cache.ipynb #d37baf30
 class Cached(Batches):
     "Shuffled batches `Site -> (batch d)` from a folder that `cache` wrote."
     def __init__(self,
@@ -130,19 +130,21 @@ class Cached(Batches):
             raise ValueError(f"{folder} has {len(self.about['shards'])} shards: too few for {world} "
                              f"processes")
         self._at = self._begin = dict(epoch=0, shard=0, offset=0, tokens=0)
-    def _checked(self, state):
-        at = super()._checked(state)
-        whole_number(at['shard'], 'shard of a position of Cached', 0, len(self.about['shards']))
-        whole_number(at['offset'], 'offset of a position of Cached', 0,
-                     max(o['tokens'] for o in self.about['shards']))
-        return at
 
+@patch_to(Cached)
+def _checked(self, state):
+    at = super(Cached, self)._checked(state)
+    whole_number(at['shard'], 'shard of a position of Cached', 0, len(self.about['shards']))
+    whole_number(at['offset'], 'offset of a position of Cached', 0,
+                 max(o['tokens'] for o in self.about['shards']))
+    return at
+
+# %% ../../nbs/sae/03_cache.ipynb #d77ee76a
 @patch_to(Cached, as_prop=True)
 def _settings(self):
     content = hashlib.sha256(''.join(o['sha256'] for o in self.about['shards']).encode()).hexdigest()[:16]
     return dict(content=content, batch=self.batch, seed=self.seed, rank=self.rank, world=self.world)
 
-# %% ../../nbs/sae/03_cache.ipynb #047eefcc
 @patch_to(Cached)
 def _pass(self):
     "Give all batches to the end of the pass; one may begin in one shard and end in the next."
@@ -167,6 +169,7 @@ def _pass(self):
     if not self._at['tokens']: raise ValueError(f"no shard of {self.folder} could be used")
     self._at = self._at | dict(epoch=at['epoch'] + 1, shard=0, offset=0)
 
+# %% ../../nbs/sae/03_cache.ipynb #ddcbb836
 @patch_to(Cached)
 def _join(self, parts, shard, offset):
     "Join a batch of its parts; note that the next one begins in `shard`, at `offset`."
@@ -174,7 +177,6 @@ def _join(self, parts, shard, offset):
     self._at = self._at | dict(shard=shard, offset=offset, tokens=self._at['tokens'] + count)
     return parts[0] if len(parts) == 1 else {s: torch.cat([o[s] for o in parts]) for s in parts[0]}
 
-# %% ../../nbs/sae/03_cache.ipynb #a2866834
 @patch_to(Cached)
 def _load(self, shard):
     "Return a shard's tensors by `Site` if its bytes are those written; None if it is to be skipped."
@@ -188,6 +190,7 @@ def _load(self, shard):
         raise ValueError(f"{why}; corrupt='skip' goes on without its {shard['tokens']:,} tokens")
     warnings.warn(f"{why}; its {shard['tokens']:,} tokens are skipped", stacklevel=2)
 
+# %% ../../nbs/sae/03_cache.ipynb #07a910ca
 @patch_to(Cached)
 def _shaped(self, data, file, tokens):
     "Return the tensors by `Site`; raise ValueError if they are not what the manifest says."

@@ -33,7 +33,7 @@ def _fitted(activation, d_sae):
         raise ValueError(f"the prefixes should grow and end at d_sae = {d_sae}, got {widths}")
     return Matryoshka(activation.k, widths, activation.rate)
 
-# %% ../../nbs/sae/06_coder.ipynb #b13dbcfa
+# %% ../../nbs/sae/06_coder.ipynb #3555bb9a
 class SparseCoder(nn.Module):
     "The weights of a sparse autoencoder, or with `out_site` of a transcoder."
     def __init__(self,
@@ -74,13 +74,15 @@ class SparseCoder(nn.Module):
             self.threshold = nn.Parameter(torch.full((d_sae,), activation.threshold))
         if isinstance(activation, (BatchTopK, Matryoshka)): self.register_buffer('running', torch.zeros(()))
 
-    def _apply(self, fn, recurse=True):
-        "Keep a running threshold in float32: half precision cannot hold its steps of a hundredth."
-        before = getattr(self, 'running', None)
-        super()._apply(fn, recurse)
-        if before is not None and self.running.dtype in (torch.float16, torch.bfloat16):
-            self.running = before.to(self.running.device)
-        return self
+# %% ../../nbs/sae/06_coder.ipynb #441af5a4
+@patch_to(SparseCoder)
+def _apply(self, fn, recurse=True):
+    "Keep a running threshold in float32: half precision cannot hold its steps of a hundredth."
+    before = getattr(self, 'running', None)
+    super(SparseCoder, self)._apply(fn, recurse)
+    if before is not None and self.running.dtype in (torch.float16, torch.bfloat16):
+        self.running = before.to(self.running.device)
+    return self
 
 # %% ../../nbs/sae/06_coder.ipynb #57c4d90b
 @patch_to(SparseCoder, as_prop=True)

@@ -110,14 +110,17 @@ def _at(sae, site, name):
         raise ValueError(f"{name} is an SAE of {sae.site}, not of {site}{hook}")
     sae.site = site
 
-# %% ../../nbs/sae/11_sae.ipynb #047d6404
+# %% ../../nbs/sae/11_sae.ipynb #110db82b
 def check_sae(
-    sae:SAE,   # SAE; its site may be None, if only the model is asked about
+    sae,       # `SAE` or a dict of such; a site may be None, if only the model is asked about
     model,     # A `Mamba` or an `Adapter`
     name='the SAE', # Name of the SAE in the sentence
     site=None, # The site at which it will be used; its own if None
 ):             # Raises ValueError, saying both, for another model, site or width
-    "Check that an SAE belongs to a model, and to a site."
+    "Check that an SAE, or each of several, belongs to a model, and to a site."
+    if isinstance(sae, dict):
+        for k,o in sae.items(): check_sae(o, model, f'SAE {k!r}', site)
+        return
     if site is not None: _at(sae, Site.parse(site), name)
     _same_model(sae, name, origin(model))
     token = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))

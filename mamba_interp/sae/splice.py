@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['splice']
 
-# %% ../../nbs/sae/12_splice.ipynb #990ab5ae
+# %% ../../nbs/sae/12_splice.ipynb #b72a3e14
 from collections.abc import Callable
-from ..model import Site, Tap
+from ..model import Site, Tap, chain
 from .activations import join_axes
-from .sae import SAE
 
-# %% ../../nbs/sae/12_splice.ipynb #b7a9b4c7
+# %% ../../nbs/sae/12_splice.ipynb #d33b963f
 def splice(
-    sae:SAE,           # Or a transcoder
+    sae,               # `SAE` or transcoder, or a dict of such with a site each
     site=None,         # Where, if not at `sae.site`
     error:bool=False,  # Add back, without gradient, what the reconstruction misses?
     edit:Callable=None, # (… f) features -> features
 )->dict:               # Taps; raises ValueError without a site, and in the run where the width is another
-    "Let a run go on from an SAE's features."
+    "Let a run go on from the features of an SAE, or of several."
+    if isinstance(sae, dict): return chain(*(splice(o, site, error, edit) for o in sae.values()))
     site = Site.parse(_given(site or sae.site, 'SAE has no site'))
     target = sae.out_site or site
     does = f"{'edited ' if edit else ''}SAE of {sae.d_sae} features{' with its error' if error else ''}"

@@ -39,7 +39,7 @@ METRICS = dict(
     kl_div_with_error='… on reconstruction plus error term', kl_div_score='KL recovered, against zero',
     kl_div_score_mean='KL recovered, against the mean')
 
-# %% ../../nbs/sae/20_tally.ipynb #e05f82fe
+# %% ../../nbs/sae/20_tally.ipynb #ef90217f
 def _firing(features):
     "L0 and L1 per vector, and the (vector, feature) pairs that fire."
     values = features.values if isinstance(features, Sparse) else features
@@ -56,7 +56,9 @@ class _Tally:
         self.sums = defaultdict(lambda: torch.zeros(n, dtype=torch.double))
         self.shift, self.shift_ordinary = torch.zeros(2, n, width, dtype=torch.double)
         self.rows, self.ratios = [], []
-        self.fired, self.rows_fired, self.last_row = torch.zeros(3, sae.d_sae, dtype=torch.long)
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.long)
+        self.rows_fired = torch.zeros_like(self.fired)
+        self.last_row = torch.zeros_like(self.fired)
 
 # %% ../../nbs/sae/20_tally.ipynb #f9880849
 @patch_to(_Tally)
