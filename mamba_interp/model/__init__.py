@@ -10,7 +10,7 @@ from ..report import face
 
 # %% ../../nbs/model/index.ipynb #face1004
 __getattr__, __dir__, __all__ = face(__name__, dict(
-    tables=['AXES', 'ON_REQUEST', 'SITES', 'SITES2', 'SiteInfo', 'TABLES'],
+    tables=['AXES', 'ON_REQUEST', 'SITES', 'SITES2', 'TABLES', 'SiteInfo'],
     wiring=['WIRING', 'WIRING2', 'WIRINGS', 'Wire', 'computed_from', 'edge_ends', 'fixed_wires', 'onward',
             'receivers'],
     block_map=['block_map'],
@@ -26,10 +26,11 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     blocks=['BLOCKS', 'Mamba2Block'],
     memory=['TooLarge', 'enough_memory', 'free_memory'],
     config=['check_config'],
+    mamba=['Mamba'],
     config_files=['config_of'],
     weights=['from_checkpoint', 'read_tensors', 'read_weights', 'to_transformers'],
     text=['decode_tokens', 'encode_texts'],
-    fingerprint=['Mamba', 'check_model', 'fingerprint'],
+    fingerprint=['check_model', 'fingerprint'],
     block_split=['attention_with_skip', 'split_block_out'],
     taps=['Tap', 'chain', 'token_mask'],
     record=['Recording', 'ablate', 'keep_tap', 'mean_over_prompts', 'put_tap', 'record', 'replace',
