@@ -113,7 +113,7 @@ def _without(total, n, longest):
     return _Ordinary(limit, (total - left.sum(0))/(n - len(left)))
 
 def _longest(x, count):
-    "The `count` longest of rows `x`, the shortest of them first, as a list of one."
+    "Return the `count` longest of rows `x`, the shortest of them first, as a list of one."
     return [x[x.norm(dim=-1).topk(min(count, len(x))).indices.flip(0)]]
 
 # %% ../../nbs/sae/22_evaluate.ipynb #ccead5c6

@@ -20,7 +20,7 @@ def house_rows(
     tokens:int,      # How many at least, without the BOS of each row
     first:int=10_000, # First step of the mixture to take; the model itself was trained on steps below 9,000
 )->np.ndarray:       # (n 128) token ids
-    "Rows like those of the last stage of the bundled model's training."
+    "Draw rows like those of the last stage of the bundled model's training."
     mixture, rows = house_mixture(tokenizer, text), []
     while 127*sum(map(len, rows)) < tokens:
         rows.append(mixture(first + len(rows))[0][:, :128].numpy().astype(np.uint16))
@@ -34,7 +34,7 @@ def house_saes(
     width:int=16, # Features per dimension
     k:int=32,     # Active at a time
 )->dict:          # Site as text -> `SAE`
-    "Untrained SAEs for every block's `resid` and `block_out`."
+    "Make untrained SAEs for every block's `resid` and `block_out`."
     return {str(s): SAE(model.config.hidden_size, width*model.config.hidden_size, TopK(k), site=s,
                         meta=origin(model), seed=i)
                         for i,s in enumerate(model.sites(['*.resid', '*.block_out']))}

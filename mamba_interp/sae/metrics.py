@@ -14,7 +14,7 @@ from .tally import METRICS, _middle, _prediction, _reconstruction, alive
 
 # %% ../../nbs/sae/21_metrics.ipynb #90765df5
 def _interval(draws, n, coverage):
-    "Ends of an interval from a value and its resamples (1 + r) over `n` rows; NaN below five."
+    "Return the ends of an interval from a value and its resamples (1 + r) over `n` rows; NaN below five."
     if n < LEAST: return np.nan, np.nan
     tail = (1 - coverage)/2
     if n >= SMALL: return tuple(np.quantile(draws[1:], [tail, 1 - tail]).tolist())
@@ -24,7 +24,7 @@ def _interval(draws, n, coverage):
 
 # %% ../../nbs/sae/21_metrics.ipynb #f2459a67
 def _estimates(tally, resampling):
-    "Values with intervals, notes, and draws of one SAE."
+    "Return values with intervals, notes, and draws of one SAE."
     shifts = dict(shift=tally.shift, shift_ordinary=tally.shift_ordinary)
     sums = {k: resampling.units(v) for k,v in (tally.sums | shifts).items()}
     n = len(sums['vectors'])
@@ -52,7 +52,7 @@ def _estimates(tally, resampling):
 _WHAT = 'SAE metrics of mamba_interp'
 
 def _plain(o):
-    "The same with None for NaN, which JSON does not know."
+    "Return the same with None for NaN, which JSON does not know."
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
     if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
     return None if isinstance(o, float) and math.isnan(o) else o
@@ -82,7 +82,7 @@ def _repr_html_(self): return str(compare({self.setup['name']: self}))
 
 @patch_to(Metrics)
 def how(self)->str: # One sentence
-    "What the numbers were measured on."
+    "Say what the numbers were measured on."
     o = self.setup
     return (f"{o['site']} of {o['model']}; n = {o['rows']} rows, {o['tokens']:,} tokens, "
             f"{o['coverage']:.0%} intervals over rows, seed {o['seed']}.")
@@ -119,7 +119,7 @@ def difference(
     a:Metrics, # Minuend
     b:Metrics, # Subtrahend, measured on the same rows with the same resampling
 )->dict:       # Name -> (value, low, high); raises ValueError for other rows, or without draws
-    "How two results differ, with paired bootstrap intervals."
+    "Return how two results differ, with paired bootstrap intervals."
     mine, theirs = ([o.setup[k] for k in ('data', 'seed', 'coverage', 'resamples', 'together')]
                     for o in (a, b))
     if mine != theirs:
@@ -157,7 +157,7 @@ def density_histogram(
     tokens:int, # How many tokens there were: the rarest that can be seen is one in so many
     bins:int=12, # Number of bins
 )->tuple:     # (bins) middles in log10; (bins) share of all features; share that never fired
-    "Firing rates on a logarithmic axis, dead features apart."
+    "Bin firing rates on a logarithmic axis, dead features apart."
     density = np.asarray(density, float)
     whole_number(tokens, 'tokens')
     whole_number(bins, 'bins')

@@ -41,7 +41,7 @@ METRICS = dict(
 
 # %% ../../nbs/sae/20_tally.ipynb #ef90217f
 def _firing(features):
-    "L0 and L1 per vector, and the (vector, feature) pairs that fire."
+    "Return L0 and L1 per vector, and the (vector, feature) pairs that fire."
     values = features.values if isinstance(features, Sparse) else features
     at, slot = (on := values != 0).nonzero(as_tuple=True)
     return ((on.sum(-1), values.abs().sum(-1), at,
@@ -96,7 +96,7 @@ def add(self, x, y, row, centre, ordinary):
 # %% ../../nbs/sae/20_tally.ipynb #faad6c52
 @patch_to(_Tally)
 def _count(self, row, feature):
-    "How often each feature fires, in how many rows (or groups of rows), and in which one last."
+    "Count how often each feature fires, in how many rows (or groups), and note in which one last."
     f = len(self.fired)
     self.fired += torch.bincount(feature, minlength=f)
     row, feature = torch.unique(torch.stack([row//self.together, feature]), dim=1)
@@ -105,12 +105,12 @@ def _count(self, row, feature):
 
 # %% ../../nbs/sae/20_tally.ipynb #faa87210
 def _choose(tap, keep, value):
-    "What `tap` makes of an activation, one vector per token, at the tokens `keep` only."
+    "Return what `tap` makes of an activation, one vector per token, at the tokens `keep` only."
     flat = value.flatten(keep.ndim)
     return torch.where(keep[..., None], tap(flat).to(flat), flat).reshape(value.shape)
 
 def _only(taps, keep):
-    "The same taps, at the tokens `keep` (b t) only."
+    "Return the same taps, at the tokens `keep` (b t) only."
     out = {}
     for site,tap in taps.items():
         if site.name != 'state': out[site] = Tap(f'{tap} at some tokens', partial(_choose, tap, keep))
@@ -121,7 +121,7 @@ def _only(taps, keep):
 
 # %% ../../nbs/sae/20_tally.ipynb #911e21b7
 def _constant(site, value):
-    "A tap that puts the same vector (d) at every token."
+    "Return a tap that puts the same vector (d) at every token."
     return {site: Tap('constant', lambda old: value.to(old).expand_as(old))}
 
 def clean_run(
@@ -184,7 +184,7 @@ def _middle(ratios, unit, weights, block=64):
 
 # %% ../../nbs/sae/20_tally.ipynb #c9c186c5
 def _reconstruction(t):
-    "Numbers about the reconstruction, from weighted sums."
+    "Return numbers about the reconstruction, from weighted sums."
     n = t['vectors']
     fvu = _unexplained(t, '')
     ordinary = _unexplained(t, '_ordinary')
@@ -194,7 +194,7 @@ def _reconstruction(t):
                 relative_reconstruction_bias=bias, l0=t['l0']/n, l1=t['l1']/n)
 
 def _prediction(t):
-    "Numbers about the predictions, from weighted sums; scores come apart as (part, whole)."
+    "Return numbers about the predictions, from weighted sums; scores come apart as (part, whole)."
     ce = ({'without_sae': t['ce_clean']/t['predictions']}
           | {v: t[f'ce_{k}']/t['predictions'] for k,v in _RUNS.items()})
     kl = {v: t[f'kl_{k}']/t['tokens'] for k,v in _RUNS.items()}
@@ -212,7 +212,7 @@ def alive(
     n:int,      # Rows
     coverage:float=.95, # Of the interval
 )->tuple:       # Share, low, high
-    "The share of features that fire, with a jackknife interval over rows (Burnham & Overton 1978)."
+    "Return the share of features that fire, with a jackknife interval over rows (Burnham & Overton 1978)."
     from scipy.stats import norm
     rows_fired, last_row = np.asarray(rows_fired), np.asarray(last_row)
     share = (rows_fired > 0).mean()
