@@ -90,7 +90,7 @@ def test_scores_know_what_the_metric_changes(model):
     scores = edge_scores(model, toy(), Graph.of(model))
     task = toy()
     true = [task.logit_diff(model(o)) for o in (task.clean, task.corrupt)]
-    assert math.isclose(scores.how['change'], (true[1] - true[0]).abs().mean().item(), rel_tol=1e-6)
+    assert math.isclose(scores.how['change'], (true[1] - true[0]).abs().mean().item(), rel_tol=1e-4)
     assert scores.how['residual'] < 1e-6 < edge_scores(model, toy(), Graph.of(model), 'gradient').how['residual']
 
 def test_opposite_effects_are_not_lost():
@@ -526,7 +526,7 @@ def test_recovery_is_measured_on_numbers():
 @pytest.mark.parametrize('name, least', dict(planted_latest=10, planted_reset=11, planted_marked=11, planted_asked=11, planted_joint=10, planted_ioi=4).items())
 def test_planted_prompts_need_tokens(name, least):
     "04_secant_misses_a_planted_circuit: numbers of tokens, pairs and prompts of which nothing can be drawn."
-    from mamba_interp import planted as p
+    import mamba_interp.circuits as p
     draw, sizes = getattr(p, name), dict(names=3) if name == 'planted_ioi' else {}
     assert len(draw(3, vocab=least, **sizes)) == 3
     for vocab in (least - 1, 0, -3, 2.5, None): refused(lambda: draw(3, vocab=vocab, **sizes), 'vocab', f'least {least}')

@@ -160,11 +160,11 @@ def _check_found(patcher, keep, tried, threshold):
     raise ValueError(f"the threshold {threshold:g} keeps {which} of the {len(tried)} edges tried: "
                      f"take a {step} one; with all edges patched the mean metric changes by {change:.3g}")
 
-# %% ../../nbs/circuits/62_acdc.ipynb #6c44eed8
+# %% ../../nbs/circuits/62_acdc.ipynb #1cbae9a7
 def acdc(
     patcher:EdgePatcher,  # The model, its graph, the prompts, the ablation and the metric
     threshold:float,      # Largest change of the mean metric that a removal may make, in its units; positive
-    order=None,           # What to try first: edges, or `Scores` (least important); from output to input if None
+    order=None,           # What to try first: edges, or `Scores` (least important); output to input if None
     start:Circuit=None,   # The edges to choose from; all if None
     chunk:int=None,       # Most edges to try at once; all if None
     checkpoint=None,      # File with every evaluation so far: a killed run goes on from there

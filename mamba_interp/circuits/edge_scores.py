@@ -73,7 +73,7 @@ def _estimates(model, task, graph, method, steps, spans, metric, base, alone):
         summed = summed + p.weight*p.summed
     return total, summed, p.score, p.true
 
-# %% ../../nbs/circuits/58_edge_scores.ipynb #78b65b13
+# %% ../../nbs/circuits/58_edge_scores.ipynb #60d8b453
 def edge_scores(
     model:Mamba,      # Mamba-1 or Mamba-2
     task:Task,        # Its clean and corrupt prompts
@@ -107,7 +107,8 @@ def edge_scores(
 
 def _check(model, task, graph, method, spans, metric, base, batch):
     if method != 'exact' and method not in METHODS:
-        raise ValueError(f"method should be one of {', '.join(map(repr, METHODS))} or 'exact', not {method!r}")
+        known = ', '.join(map(repr, METHODS))
+        raise ValueError(f"method should be one of {known} or 'exact', not {method!r}")
     check_run('edge_scores', model, task, metric, base)
     whole_number(batch, '`batch`')
     check_graph(graph, model)

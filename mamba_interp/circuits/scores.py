@@ -15,7 +15,7 @@ from torch import Tensor
 from .circuit_files import stored, task_origin
 from .graph import Edge, EdgePatcher, Graph
 
-# %% ../../nbs/circuits/56_scores.ipynb #8ac53755
+# %% ../../nbs/circuits/56_scores.ipynb #0f0d0acd
 class Patcher(Protocol):
     "A model on some prompts, with units that can be patched."
     units:tuple     # What can be patched: edges of a `Graph`, or nodes
@@ -31,7 +31,8 @@ def graph_of(
     "Return the graph of a patcher."
     lacking = [o for o in ('graph', *needed) if not hasattr(patcher, o)]
     if not lacking: return patcher.graph
-    raise ValueError(f"expected an `EdgePatcher`, got a {type(patcher).__name__}, which has no `{lacking[0]}`")
+    raise ValueError(f"expected an `EdgePatcher`, got a {type(patcher).__name__}, "
+                     f"which has no `{lacking[0]}`")
 
 # %% ../../nbs/circuits/56_scores.ipynb #0cfa0b00
 def units_of(
@@ -67,13 +68,13 @@ def check_differs(
         raise ValueError("the metric is the same with all edges patched as with none, on every prompt: "
                          "it does not depend on the model, or clean and corrupt prompts agree")
 
-# %% ../../nbs/circuits/56_scores.ipynb #bc6de396
+# %% ../../nbs/circuits/56_scores.ipynb #06b02a5f
 class Scores(NamedTuple):
     "What each edge does on each prompt."
     graph:Graph   # Whose edges
     values:Tensor # (b E) change of the metric when the edge takes its corrupt message; NaN: not measured
     method:str    # How they were found
-    how:dict={}   # What they depend on: model, task, metric, …; `residual`: which share of the change they miss
+    how:dict={}   # What they depend on: model, task, metric, …; `residual`: the share they miss
     @property
     def units(self):
         "What has a score, in order."

@@ -156,7 +156,7 @@ def prune(
     held_out:EdgePatcher, # As for `minimal_set`
     target:float,         # To be reached on both, still
     by=share,             # As for `minimal_set`
-    order=None,           # What to try first: edges, or `Scores` (least important); from output to input if None
+    order=None,           # What to try first: edges, or `Scores` (least important); output to input if None
     progress:bool=False,  # Show a progress bar?
     *,
     fresh:EdgePatcher=None, # As for `minimal_set`: chooses nothing
