@@ -29,7 +29,8 @@ def completeness(
 )->Completeness:  # raises ValueError for an empty circuit
     "Remove the same random edges from the circuit and from the model (Wang et al. 2022)."
     mask, draws = circuit_mask(patcher, circuit), whole_number(draws, '`draws`')
-    if not mask.any(): raise ValueError('completeness removes edges of the circuit, but this circuit has none')
+    if not mask.any():
+        raise ValueError('completeness removes edges of the circuit, but this circuit has none')
     drawn = np.random.default_rng(resampling.seed).random((draws, len(mask))) < .5
     removed = torch.from_numpy(drawn) & mask
     ends = ends_of(patcher, resampling)
@@ -41,7 +42,7 @@ def completeness(
     gap = estimate(lambda w: abs(differ(w)).mean(-1))
     return Completeness(gap, estimate(differ), estimate(of_circuit), estimate(of_model), removed)
 
-# %% ../../nbs/circuits/72_completeness.ipynb #a889dc8f
+# %% ../../nbs/circuits/72_completeness.ipynb #1a342b7d
 def minimality(
     patcher, # An `EdgePatcher`
     circuit, # A `Circuit`, or a mask (E)
@@ -58,7 +59,7 @@ def minimality(
     f = kept_share(witness_scores(patcher, masks, resampling, progress), ends)
     whole = f(np.full(n, 1/n))[-1]
     if abs(whole) < 1e-6:
-        raise ValueError('a change relative to the circuit needs a circuit that keeps something of the score; '
-                         f'this one has {len(inside)} edges and keeps {whole:.2g}')
+        raise ValueError('a change relative to the circuit needs a circuit that keeps something '
+                         f'of the score; this one has {len(inside)} edges and keeps {whole:.2g}')
     change = lambda w: f(w)[..., :-1]/f(w)[..., -1:] - 1
     return resampling.estimate(change, n, Setting.of(patcher), [patcher.graph.edges[i] for i in inside])

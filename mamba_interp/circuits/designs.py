@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Overlap', 'overlap', 'strata_of']
 
-# %% ../../nbs/circuits/65_designs.ipynb #aed09a8e
+# %% ../../nbs/circuits/65_designs.ipynb #3e41f1ec
 from typing import NamedTuple
+import torch
 from ..report import whole_number
 from ..tasks import Task
 
@@ -24,16 +25,17 @@ class Overlap(NamedTuple):
         words = f'{self.words} of {self.of_words} words at named positions'
         return f'{self.prompts or "none"} of {self.n} prompts, {groups}, {words}'
 
-# %% ../../nbs/circuits/65_designs.ipynb #adc0ff13
+# %% ../../nbs/circuits/65_designs.ipynb #824b45c4
 def _check_task(value):
     if not isinstance(value, Task): raise ValueError(f"expected a `Task`, got a {type(value).__name__}")
 
 def _words(task):
     "Tokens at the named positions of a task's clean prompts."
     named = [at for k,at in task.positions.items() if k != 'end' and '+' not in k]
-    return {i for at in named for i in task.clean.gather(1, at[:, None].to(task.clean.device)).flatten().tolist()}
+    at = torch.stack(named, 1).to(task.clean.device) if named else task.clean[:, :0]
+    return set(task.clean.gather(1, at).flatten().tolist())
 
-# %% ../../nbs/circuits/65_designs.ipynb #305811c4
+# %% ../../nbs/circuits/65_designs.ipynb #f1ace43a
 def overlap(
     first:Task,  # What chose
     second:Task, # What judges
@@ -44,16 +46,18 @@ def overlap(
     shared = sum(tuple(o) in known for o in second.clean.tolist())
     here, there = _words(first), _words(second)
     cells = set(second.groups)
-    return Overlap(shared, len(second), len(cells & set(first.groups)), len(cells), len(here & there), len(there))
+    same = len(cells & set(first.groups))
+    return Overlap(shared, len(second), same, len(cells), len(here & there), len(there))
 
 # %% ../../nbs/circuits/65_designs.ipynb #ca666846
 def strata_of(
     task:Task,      # With groups, such as a template and a corruption
     together:int=1, # Neighbouring prompts that are one witness
-)->tuple:           # (u) group of each witness, as `Resampling` takes it; raises ValueError for a task without groups
+)->tuple:           # (u) group of each witness; raises ValueError for a task without groups
     "Return the fixed cells of a task's design."
     _check_task(task)
-    if task.group is None: raise ValueError(f"the task {task.name!r} has no groups, so its design has no strata")
+    if task.group is None:
+        raise ValueError(f"the task {task.name!r} has no groups, so its design has no strata")
     group = task.group.cpu()
     if len(group) % whole_number(together, '`together`'):
         raise ValueError(f"{len(group)} prompts do not divide into groups of {together}")

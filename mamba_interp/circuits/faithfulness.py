@@ -73,7 +73,7 @@ def witness_scores(
         if key not in known: known[key] = patcher.metric(~mask)
     return np.stack([resampling.units(known[bytes(o.tolist())]) for o in masks])
 
-# %% ../../nbs/circuits/66_faithfulness.ipynb #a698e22b
+# %% ../../nbs/circuits/66_faithfulness.ipynb #499bcfc4
 def ends_of(
     patcher,    # An `EdgePatcher`
     resampling, # Which prompts belong together
@@ -85,8 +85,8 @@ def ends_of(
     bottom, whole = (resampling.units(o) for o in (patcher.ablated, patcher.plain))
     scale = abs(whole).mean() + abs(bottom).mean()
     if abs(whole.mean() - bottom.mean()) > 1e-6*scale: return bottom, whole
-    raise ValueError(f'ablating every edge leaves the mean metric at {whole.mean():.4g}, so faithfulness is not '
-                     'defined; choose prompts, or a metric, on which the clean and the corrupt run differ')
+    raise ValueError(f'ablating every edge leaves the mean metric at {whole.mean():.4g}, '
+                     'so faithfulness is not defined; choose prompts, or a metric, on which the clean and the corrupt run differ')
 
 # %% ../../nbs/circuits/66_faithfulness.ipynb #0fb9dba4
 def kept_share(
@@ -121,8 +121,9 @@ class Agreement(NamedTuple):
     def __str__(self):
         undefined = 'not defined, since one of the two does not vary'
         r = undefined if np.isnan(self.r) else f'{self.r:.3f}'
-        return (f'prompt for prompt: r of logit differences {r}, rms error {self.error:.2g} of a standard deviation '
-                f'of {self.spread:.2g} logits; KL(model ‖ circuit) {self.kl:.2g} nats (ablated: {self.kl_ablated:.2g}); '
+        return (f'prompt for prompt: r of logit differences {r}, rms error {self.error:.2g} '
+                f'of a standard deviation of {self.spread:.2g} logits; '
+                f'KL(model ‖ circuit) {self.kl:.2g} nats (ablated: {self.kl_ablated:.2g}); '
                 f'same top token on {self.top:.1%} (n={self.n}; {self.setting})')
 
 # %% ../../nbs/circuits/66_faithfulness.ipynb #44fdb17e

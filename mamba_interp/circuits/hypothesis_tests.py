@@ -68,12 +68,12 @@ def equivalence_test(
     power = _equivalence_power(n, margin, _level(resampling))
     return _verdict(patcher, resampling, n, 'equivalence', null, share, p, power)
 
-# %% ../../nbs/circuits/76_hypothesis_tests.ipynb #43296341
+# %% ../../nbs/circuits/76_hypothesis_tests.ipynb #636281b2
 def _check_varies(whole, bottom):
     "Raise ValueError for a score of the model that is the same on every prompt, to within rounding."
     if np.ptp(whole) > 1e-4*abs(whole.mean() - bottom.mean()): return
-    raise ValueError(f"the model's own score is {whole.mean():.4g} on every one of {len(whole)} prompts, so nothing "
-                     "can depend on it and independence would hold for any circuit; "
+    raise ValueError(f"the model's own score is {whole.mean():.4g} on every one of {len(whole)} prompts, "
+                     "so nothing can depend on it and independence would hold for any circuit; "
                      "use a metric that differs between prompts, such as the logit difference")
 
 def _independence_power(n, level):
@@ -81,20 +81,21 @@ def _independence_power(n, level):
     seen = [f'{r} are rejected in {independence_power(min(n, 300), r, level):.2f}' for r in (.3, .5)]
     return f"correlations of {' and '.join(seen)} of samples" + (' at least' if n > 300 else '')
 
-# %% ../../nbs/circuits/76_hypothesis_tests.ipynb #56120014
+# %% ../../nbs/circuits/76_hypothesis_tests.ipynb #1d660e82
 def independence_test(
     patcher,  # An `EdgePatcher`
     circuit,  # A `Circuit`, or a mask (E)
     excess:bool=False, # Test what the complement adds to the fully ablated model, instead of its score?
     permutations:int=1000, # Of the prompts
-    resampling:Resampling=Resampling(), # Which prompts belong together, and the seed; the level is 1 − coverage
+    resampling:Resampling=Resampling(), # Witnesses and seed; the level is 1 − coverage
 )->Verdict:   # Its statistic is HSIC; raises ValueError where the model's score is the same on every prompt
     "Null: without the circuit, the score says nothing about the model's (Shi et al. 2024)."
     rest, = witness_scores(patcher, [~circuit_mask(patcher, circuit)], resampling)
     bottom, whole = ends_of(patcher, resampling)
     _check_varies(whole, bottom)
     scale = abs(whole.mean() - bottom.mean())
-    if excess: rest = np.where(abs(rest - bottom) < 1e-5*scale, 0, rest - bottom)  # rounding is no information
+    added = np.where(abs(rest - bottom) < 1e-5*scale, 0, rest - bottom)  # rounding is no information
+    if excess: rest = added
     found = (0., 1.)  # a constant is independent of anything
     if np.ptp(rest) > 0: found = hsic_test(rest, whole, permutations, resampling.seed)
     what = 'what the rest adds to the ablated model' if excess else 'the score without the circuit'
@@ -102,7 +103,7 @@ def independence_test(
     null = f"{what} is independent of the model's score"
     return _verdict(patcher, resampling, len(whole), 'independence', null, *found, power)
 
-# %% ../../nbs/circuits/76_hypothesis_tests.ipynb #4df17134
+# %% ../../nbs/circuits/76_hypothesis_tests.ipynb #8f317417
 def _inflated(patcher, mask, draws, how, rng):
     "`(mask (E) of a larger circuit, one of the edges added)`, `draws` times."
     one_of(how, 'how', ('paths', 'uniform'))
@@ -113,7 +114,8 @@ def _inflated(patcher, mask, draws, how, rng):
         new = [i for i in next(paths) if not mask[i]]
         idle = 0 if new else idle + 1
         if idle > 1000:
-            raise ValueError("no random path leaves the circuit; inflate it by single edges with how='uniform'")
+            raise ValueError("no random path leaves the circuit; "
+                             "inflate it by single edges with how='uniform'")
         if not new: continue
         draws -= 1
         larger = mask.clone()
@@ -121,7 +123,7 @@ def _inflated(patcher, mask, draws, how, rng):
         yield larger, int(rng.choice(new))
 
 def _worth(patcher, masks, edges, resampling, progress):
-    "(k) mean |change| of the score of each mask when its edge goes, in units of the whole score; and the witnesses."
+    "(k) mean |change| of each mask's score when its edge goes, relative to the whole; and the witnesses."
     less = masks.clone()
     less[torch.arange(len(less)), edges] = False
     before, after = np.split(witness_scores(patcher, torch.cat([masks, less]), resampling, progress), 2)
@@ -135,9 +137,9 @@ def minimality_test(
     draws:int=100, # Random edges of inflated circuits: two runs each
     quantile:float=0.9, # q: how often an edge should beat a random one
     how='paths',   # Inflate by a random path ('paths') or by one edge ('uniform')
-    resampling:Resampling=Resampling(), # Which prompts belong together, and the seed; the level is 1 − coverage
+    resampling:Resampling=Resampling(), # Witnesses and seed; the level is 1 − coverage
     progress:bool=False, # Show a progress bar?
-)->Verdict:        # Its statistic is the smallest share beaten; raises ValueError if nothing can be removed or added
+)->Verdict:        # Its statistic is the smallest share beaten; raises ValueError if there is nothing to compare
     "Null, for each edge: it matters more than most random edges would (Shi et al. 2024)."
     from scipy.stats import binom
     mask, draws = circuit_mask(patcher, circuit), whole_number(draws, '`draws`')

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from ..report import informative, numbers, real_number, whole_number
 
-# %% ../../nbs/circuits/74_null_hypotheses.ipynb #660bcfe9
+# %% ../../nbs/circuits/74_null_hypotheses.ipynb #3a261c9e
 def sign_test(
     differences, # (n) one per independent prompt
     margin:float=0.1, # ε: how far from even still counts as even, below .5
@@ -21,7 +21,8 @@ def sign_test(
     real_number(margin, 'the margin', low=0, below=.5)
     real_number(tie, 'the tie', low=0)
     d = numbers(differences, 'the differences')
-    if d.ndim != 1 or not len(d): raise ValueError(f'expected one difference for each prompt, got shape {d.shape}')
+    if d.ndim != 1 or not len(d):
+        raise ValueError(f'expected one difference for each prompt, got shape {d.shape}')
     n = len(d)
     won = (d > tie).sum() + (abs(d) <= tie).sum()/2
     low, high = np.ceil(min(won, n - won)), np.floor(max(won, n - won))
@@ -29,7 +30,7 @@ def sign_test(
     p = binom.cdf(low, n, .5 + margin) + binom.sf(high - 1, n, .5 + margin)
     return won/n, min(1., p)
 
-# %% ../../nbs/circuits/74_null_hypotheses.ipynb #df8934da
+# %% ../../nbs/circuits/74_null_hypotheses.ipynb #5c29e46a
 @lru_cache(64)
 def equivalence_limits(
     n:int,        # Independent prompts
@@ -49,7 +50,7 @@ def equivalence_power(
     margin:float=0.1, # ε, as for `sign_test`
     level:float=.05, # The null is rejected where p is below
 )->float:          # raises ValueError for a share that is none
-    "Return how often `equivalence_test` rejects a circuit that outscores the model on a `share` of prompts."
+    "Return how often `equivalence_test` rejects a circuit that wins on a `share` of prompts."
     from scipy.stats import binom
     real_number(share, 'the share', low=0, high=1)
     limits = equivalence_limits(whole_number(n, 'n'), margin, level)
@@ -103,7 +104,7 @@ def independence_power(
     limit = np.quantile([found(0.) for _ in range(repeats)], 1 - level)
     return float(np.mean([found(r) > limit for _ in range(repeats)]))
 
-# %% ../../nbs/circuits/74_null_hypotheses.ipynb #a139fbd8
+# %% ../../nbs/circuits/74_null_hypotheses.ipynb #5529f5df
 def minimality_power(
     draws:int,       # Random edges
     edges:int,       # Edges of the circuit: p is multiplied by their number
@@ -111,7 +112,7 @@ def minimality_power(
     quantile:float=0.9, # q, as for `minimality_test`
     level:float=.05, # The null is rejected where p is below
 )->float:            # raises ValueError for a share that is none
-    "Return how often `minimality_test` rejects a circuit for one edge that beats a `share` of random ones."
+    "Return how often `minimality_test` rejects for one edge that beats a `share` of random ones."
     from scipy.stats import binom
     counts = np.arange(whole_number(draws, '`draws`') + 1)
     rejected = np.minimum(1, whole_number(edges, 'edges')*binom.cdf(counts, draws, quantile)) < level

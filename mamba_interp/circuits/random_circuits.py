@@ -35,11 +35,11 @@ def _differing(patcher):
     if patcher.graph.spanned: differ = (patcher.spans.mask.cpu() & differ[..., None]).any(1)
     return {labels[i] for i in differ.any(0).nonzero()[:, 0].tolist()}
 
-# %% ../../nbs/circuits/70_random_circuits.ipynb #b7c1bf2b
+# %% ../../nbs/circuits/70_random_circuits.ipynb #6af933f1
 def _earlier(graph, edge):
     "The labels that an edge can come from; None for any."
     if edge.kind == 'time': return [edge.since]
-    if edge.kind != 'lag' or edge.at is None: return [edge.at]
+    if edge.kind != 'lag' or edge.at is None or not edge.lag: return [edge.at]
     if not graph.spanned: return [edge.at - edge.lag]
     return [s for s,t in graph.pairs if t == edge.at] if graph.pairs else [None]
 
@@ -95,7 +95,7 @@ def random_paths(
             at = draw([o for o in _earlier(graph, edge) if site.name == 'embed' or steps(site, o)])
         yield path
 
-# %% ../../nbs/circuits/70_random_circuits.ipynb #3f8cf5f2
+# %% ../../nbs/circuits/70_random_circuits.ipynb #9519d8b2
 def _path_order(patcher, sizes, rng):
     "Edge indices, those on random paths first, until there are enough; then the others."
     E, order, idle = len(patcher.graph), {}, 0
@@ -111,11 +111,12 @@ def _uniform_order(n, among, sizes, rng):
     if among is None: return rng.permutation(n).tolist()
     among = list(dict.fromkeys(map(int, among)))
     most = max((int(o) for o in sizes if o < n), default=0)
-    if most > len(among): raise ValueError(f"a random circuit of {most} edges cannot be drawn among {len(among)}")
+    if most > len(among):
+        raise ValueError(f"a random circuit of {most} edges cannot be drawn among {len(among)}")
     first = rng.permutation(among).tolist()
     return first + [i for i in rng.permutation(n).tolist() if i not in set(among)]
 
-# %% ../../nbs/circuits/70_random_circuits.ipynb #e8957f23
+# %% ../../nbs/circuits/70_random_circuits.ipynb #8b9b61aa
 def _by_kind(graph, masks, rng):
     "The same masks with the edges of each kind shuffled."
     order = torch.arange(len(graph))
@@ -130,12 +131,13 @@ def random_masks(
     how='kinds', # 'kinds', 'uniform' or 'paths'
     seed:int=0,  # Seed of this draw
     *,
-    among=None,  # Indices of the edges to draw from, such as `ranking(scores)[:200]`; for 'uniform', all if None
-)->torch.Tensor: # (k E) of the same sizes, nested where `masks` are; raises ValueError for too few to draw from
+    among=None,  # Indices of the edges to draw from, such as the first 200; for 'uniform', all if None
+)->torch.Tensor: # (k E) of the same sizes, nested where `masks` are; raises ValueError for too few edges
     "Draw one random circuit for each of `masks`."
     rng, graph = np.random.default_rng(whole_number(seed, 'seed', 0)), graph_of(patcher)
     if not hasattr(masks, '__len__') or isinstance(masks, str) or not len(masks):
-        raise ValueError(f"masks is {str(masks)[:60]!r}, expected circuits (k E) of which each is to be matched")
+        raise ValueError(f"masks is {str(masks)[:60]!r}, "
+                         "expected circuits (k E) of which each is to be matched")
     masks = torch.stack([circuit_mask(patcher, o) for o in masks])
     one_of(how, 'how', ('kinds', 'uniform', 'paths'))
     if among is not None and how != 'uniform':
@@ -161,7 +163,8 @@ class Band(NamedTuple):
         "(k) `AgainstRandom`: how many random circuits are as good or better."
         ahead = (self.better*(self.random - self.value) >= -1e-6).sum(0)
         draws = len(self.random)
-        return [AgainstRandom(float(v), int(k), draws, (1 + int(k))/(1 + draws)) for v,k in zip(self.value, ahead)]
+        pairs = zip(self.value, ahead.tolist())
+        return [AgainstRandom(float(v), k, draws, (1 + k)/(1 + draws)) for v,k in pairs]
     @property
     def p(self):
         "(k) the chance to be as good or better."
@@ -173,8 +176,9 @@ class Band(NamedTuple):
         return np.quantile(self.random, q, axis=0)
     def areas(self)->tuple: # `Band`s of CPR and of CMD, each with k = 1
         "Return the same for the areas under a curve."
+        alone = self._replace(shares=(1.,))
         pairs = zip(areas(self.shares, self.value), areas(self.shares, self.random), (1, -1))
-        return tuple(self._replace(value=np.array([v]), random=r[:, None], shares=(1.,), better=s) for v,r,s in pairs)
+        return tuple(alone._replace(value=np.array([v]), random=r[:, None], better=s) for v,r,s in pairs)
     def __str__(self):
         ends = zip(self.value, *self.quantile([.025, .975]), self.against)
         rows = '; '.join(f'{v:.3g} (random: {l:.3g} to {h:.3g}; {k})' for v,l,h,k in ends)

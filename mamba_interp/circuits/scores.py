@@ -15,14 +15,15 @@ from torch import Tensor
 from .circuit_files import stored, task_origin
 from .graph import Edge, EdgePatcher, Graph
 
-# %% ../../nbs/circuits/56_scores.ipynb #0f0d0acd
+# %% ../../nbs/circuits/56_scores.ipynb #0902f5d6
 class Patcher(Protocol):
     "A model on some prompts, with units that can be patched."
     units:tuple     # What can be patched: edges of a `Graph`, or nodes
     plain:Tensor    # (b) the metric with nothing patched
     ablated:Tensor  # (b) the metric with every unit patched
     provenance:dict # What its numbers depend on, as `task_origin` says it
-    def metric(self, patched): ... # (b) the metric where `patched`, (n) bool, says so
+    def metric(self, patched):
+        "Return the metric (b) with some units patched, (n) bool."
 
 def graph_of(
     patcher, # A `Patcher` of edges

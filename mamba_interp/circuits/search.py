@@ -78,7 +78,7 @@ class SizeCurve(NamedTuple):
         fall = lambda a, b: b[1] < a[1] - 1e-6 or b[2] < a[2] - 1e-6
         return [(a[0], b[0]) for a,b in zip(points, points[1:]) if fall(a, b)]
 
-# %% ../../nbs/circuits/64_search.ipynb #58d907eb
+# %% ../../nbs/circuits/64_search.ipynb #e1e80669
 class Minimal(NamedTuple):
     "The smallest prefix found, and what was measured on the way."
     circuit:Circuit # `how` says target, measure, who chose, and whether every smaller size was measured
@@ -91,10 +91,11 @@ class Minimal(NamedTuple):
         fresh = 'no fresh prompts were given' if 'reached_fresh' not in how else (
             f"on fresh prompts, which chose nothing, {by} {how['reached_fresh']:.3g}")
         return (f"{n} of {len(self.circuit.graph):,} edges reach {by} {how['target']:g} "
-                f"({how['reached']:.3g} and {how['reached_held_out']:.3g} on the two sets that chose the size; {fresh}); {every}"
+                f"({how['reached']:.3g} and {how['reached_held_out']:.3g} on the two sets that chose the size; "
+                f"{fresh}); {every}"
                 + (f"; {how['tie']}" if 'tie' in how else ''))
 
-# %% ../../nbs/circuits/64_search.ipynb #7c3f9821
+# %% ../../nbs/circuits/64_search.ipynb #d23996cd
 def _reaches(circuit, target, by, find, held_out, fresh):
     "The circuit, with what it reaches on each set of prompts in its `how`."
     sets = dict(reached=find, reached_held_out=held_out)
@@ -109,8 +110,8 @@ def _missed(seen, target, by, n):
     best = max(seen, key=lambda k: min(seen[k]))
     more = '' if len(seen) == n else '; `points` sets how many sizes are measured'
     return (f"no prefix of the ranking reaches {name_of(by)} {target:g} on both sets of prompts: "
-            f"of the {len(seen)} sizes measured the best, {best} of {n} edges, has {seen[best][0]:.3g} where it was found "
-            f"and {seen[best][1]:.3g} on the other set{more}")
+            f"of the {len(seen)} sizes measured the best, {best} of {n} edges, has {seen[best][0]:.3g} "
+            f"where it was found and {seen[best][1]:.3g} on the other set{more}")
 
 def _check(graph, find, held_out, fresh, target, by):
     real_number(target, 'the target')

@@ -19,7 +19,7 @@ from ..report import Estimate, Resampling, whole_number
 class Stability(NamedTuple):
     "How far the choice of edges depends on the prompts."
     frequency:np.ndarray # (E) share of resamples that choose the edge
-    jaccard:tuple        # Mean over pairs of resamples, and the ends of the range that holds `coverage` of them
+    jaccard:tuple        # Mean over pairs of resamples, and the range that holds `coverage` of them
     original:tuple       # The same for each resample and the set chosen on all prompts
     scores:Estimate      # (E) mean scores with intervals, labelled by edge
     chosen:Circuit       # The set chosen on all prompts
