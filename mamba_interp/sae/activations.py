@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from torch import Tensor
-from ..model import Mamba, Site, Tap, fingerprint
+from ..model import Mamba, Site, Tap, enough_memory, fingerprint
 from ..report import (fields_of, inside, one_of, only_writer, read_json, real_number, same_run,
                                  whole_number, writable, write_file, write_json)
 from ..tasks import bos_id, encode
