@@ -5,31 +5,24 @@
 # %% auto #0
 __all__ = ['wiring_of', 'connected_mask', 'connected']
 
-# %% ../../nbs/circuits/54_connected.ipynb #b36cb7c1
+# %% ../../nbs/circuits/54_connected.ipynb #dbee62e1
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 import numpy as np, torch
 from .circuit import Circuit, check_circuit, mask_of
 from .graph import KINDS, Graph
-from ..model import Site
+from ..model import WIRINGS, Site
 
-# %% ../../nbs/circuits/54_connected.ipynb #1e75949c
-_FIXED = dict( # Reader -> what it reads inside its block, where no edge stands for that
-    read_x=('resid',), read_z=('resid',), x=('read_x',), z=('read_z',), u=('conv',),
-    dt=('to_dt',), B=('to_B',), C=('to_C',), state=('to_value', 'B', 'dt'), y=('C', 'dt'),
-    block_out=('gate', 'to_skip', 'y'))
-_EDGES = dict(lag=dict(conv=('x',)), gate=dict(gate=('z',)), time=dict(y=('state',)))
-
+# %% ../../nbs/circuits/54_connected.ipynb #099824fc
 def wiring_of(
     graph:Graph # Any
 )->dict:        # Name of a site -> names of the sites of its block that it reads
     "Return the wiring inside a block that no edge of `graph` stands for."
-    reads = dict(_FIXED)
-    receivers = {o: ('read_x' if o == 'dt' else 'u',) for o in graph.receivers}
-    for kind,more in (_EDGES | dict(receiver=receivers)).items():
-        if kind in graph.kinds: continue
-        for name,sources in more.items(): reads[name] = sources + reads.get(name, ())
+    reads = {}
+    for wire in sorted(reversed(WIRINGS[graph.model_type]), key=lambda o: o.later):
+        if wire.edge == 'depth' or wire.edge in graph.kinds: continue
+        reads.setdefault(wire.dst, []).append(wire.src)
     return reads
 
 # %% ../../nbs/circuits/54_connected.ipynb #8ae4dae1
@@ -49,17 +42,16 @@ def _edge_arcs(edge, labels):
     if edge.lag and isinstance(edge.at, int): earlier = edge.at - edge.lag
     return [((edge.src, o), (edge.dst, edge.at)) for o in (labels if anywhere else [earlier])]
 
-# %% ../../nbs/circuits/54_connected.ipynb #75d520fd
+# %% ../../nbs/circuits/54_connected.ipynb #1e56254d
 def _later(s, t): return t == s or isinstance(s, str) or s is not None and t > s
 
 def _fixed_arcs(graph, labels):
     "Arcs inside blocks that no edge stands for."
-    for reader,sources in _FIXED.items():
-        for source in sources:
-            fades = (source, reader) == ('dt', 'y')
-            pairs = [(s, t) for s in labels for t in (labels if fades else [s]) if _later(s, t)]
-            for l in range(graph.n_layers):
-                yield from (((Site(source, l), s), (Site(reader, l), t)) for s,t in pairs)
+    for wire in WIRINGS[graph.model_type]:
+        if wire.edge: continue
+        pairs = [(s, t) for s in labels for t in (labels if wire.later else [s]) if _later(s, t)]
+        for l in range(graph.n_layers):
+            yield from (((Site(wire.src, l), s), (Site(wire.dst, l), t)) for s,t in pairs)
 
 # %% ../../nbs/circuits/54_connected.ipynb #b67b969e
 @lru_cache(8)
