@@ -48,8 +48,8 @@ CURRICULUM = (
     Stage(3000, 12, 128, dict(one_hop=.45, scenes=.15, repeat_small=.1, repeat=.1, recall=.1, text=.1), ramp=300),
     Stage(7000, 9, 176, dict(one_hop_again=.3, two_hops=.3, scenes=.1, repeat=.1, recall=.05, text=.15), ramp=300),
     Stage(13000, 9, 176, dict(every_level=.5, scenes=.1, repeat=.1, recall=.05, text=.25), ramp=300),
-    Stage(18000, 24, 176, dict(text=.7, every_level=.16, scenes=.06, repeat=.06, recall=.02), ramp=1000))
-CURRICULUM_RECIPE = Recipe(steps=28000, lr=4e-3, precision='bfloat16', hold=.6)
+    Stage(18000, 24, 176, dict(text=.6, every_level=.25, scenes=.06, repeat=.06, recall=.03), ramp=1000))
+CURRICULUM_RECIPE = Recipe(steps=34000, lr=4e-3, precision='bfloat16', hold=.5)
 
 def curriculum_mixture(
     tokenizer,  # Its tokenizer
