@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from transformers import Mamba2Config, MambaConfig
 from .graph import Edge, EdgePatcher, Graph, spans
-from .circuit import acdc, edge_scores
+from .edge_scores import edge_scores
+from .acdc import acdc
 from ..model import Mamba
 from ..report import one_of, real_number, whole_number
 from ..tasks import Task, key_value

@@ -18,4 +18,6 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     house=['COUNTER', 'DUPLICATES', 'HOUSE_RECIPE', 'MORE_OBJECTS', 'MORE_PLACES', 'OPENINGS', 'STARTS',
            'TRIES', 'WORDS', 'Form', 'Holdout', 'KneserNey', 'Sentences', 'copying_scores',
            'counter_sentences', 'duplicate_rows', 'holdout', 'house_mixture', 'house_start', 'ioi_held_out',
-           'ioi_rows', 'ioi_scores', 'ioi_sentences', 'text_losses']))
+           'ioi_rows', 'ioi_scores', 'ioi_sentences', 'text_losses'],
+    curriculum=['CURRICULUM', 'CURRICULUM_RECIPE', 'CURRICULUM_WORDS', 'QUESTION_SOURCES',
+                'curriculum_mixture', 'curriculum_sources', 'curriculum_start']))

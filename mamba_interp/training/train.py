@@ -232,7 +232,8 @@ class Mixture:
     def __init__(self,
         sources:dict, # Name -> `rows(rng, n, length)`, which gives (n length) token ids and (n length) bool, what counts
         stages,       # List of `Stage`, the first starting at 0
-        seed:int=0,   # Decides every batch
+        seed:int=0,   # Seed of every batch
+        emphasis=None,# Source name -> weight of each of its predictions in the loss; 1 for a source not named
     ):
         if not isinstance(sources, dict):
             raise ValueError(f"sources is a {type(sources).__name__}, expected a dict from names to functions")
@@ -250,6 +251,10 @@ class Mixture:
         for o in self.stages:
             if bad := sorted(set(o.weights)-set(self.sources)):
                 raise ValueError(f'there is no source {bad[0]!r}; there are {sorted(self.sources)}')
+        self.emphasis = dict(emphasis or {})
+        if bad := sorted(set(self.emphasis)-set(self.sources)):
+            raise ValueError(f'emphasis names {bad[0]!r}, but there is no such source; there are {sorted(self.sources)}')
+        for name,o in self.emphasis.items(): real_number(o, f'emphasis of {name!r}', above=0)
     def _shares(self, stage):
         return {k:stage.weights.get(k,0)/sum(stage.weights.values()) for k in self.sources}
     def stage(self,
@@ -267,7 +272,7 @@ class Mixture:
         return {k:(1-a)*old[k]+a*new[k] for k in new}
     def __call__(self,
         step:int, # From 0
-    )->tuple:     # (b t+1) int64 token ids; (b t) bool, does the prediction of `tokens[:, 1:]` count?
+    )->tuple:     # (b t+1) int64 token ids; (b t) bool or, with emphasis, float32: how much `tokens[:, 1:]` count
         "Batch number `step`; each source has its share of the rows, rounded up or down by chance."
         whole_number(step, 'step', 0)
         rng,stage = random.Random(f'{self.seed} {step}'),self.stage(step)
@@ -281,6 +286,7 @@ class Mixture:
         if tokens.shape!=(n,length) or counts.shape!=(n,length) or tokens.dtype.kind not in 'iu' or counts.dtype!=bool:
             raise ValueError(f"source {name!r} gave {tokens.dtype} of {tokens.shape} and {counts.dtype} of "
                              f"{counts.shape}, expected token ids and bool, both of {(n,length)}")
+        if self.emphasis: counts = counts*np.float32(self.emphasis.get(name, 1))
         return tokens.astype(np.int64),counts
 
 # %% ../../nbs/training/01_train.ipynb #4961ad01
@@ -312,10 +318,11 @@ class Recipe:
     clip:float=1.          # Largest gradient norm
     betas:tuple=(0.9, 0.95) # AdamW's
     precision:str='float32' # Of the matrix products: 'float32' or 'bfloat16' (autocast)
+    hold:float=0.          # Share of the steps after warm-up that stay at the peak, before the cosine
     def __post_init__(self):
         whole_number(self.steps, 'steps'), whole_number(self.warmup, 'warmup', 0)
         real_number(self.lr, 'lr', above=0), real_number(self.clip, 'clip', above=0)
-        real_number(self.floor, 'floor', 0, high=1), real_number(self.decay, 'decay', 0)
+        real_number(self.hold, 'hold', 0, high=1), real_number(self.floor, 'floor', 0, high=1), real_number(self.decay, 'decay', 0)
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas is {self.betas!r}, expected two numbers")
         object.__setattr__(self, 'betas', tuple(real_number(o, 'each of betas', 0, below=1) for o in self.betas))
@@ -325,9 +332,10 @@ def learning_rate(
     recipe:Recipe, # Peak, warm-up, length
     step:int # From 0
 )->float:    # Learning rate of that step
-    "Linear warm-up, then a cosine down to `floor`."
+    "Linear warm-up, the peak for the share `hold`, then a cosine down to `floor`."
     up = min(1, (step + 1)/max(1, recipe.warmup))
-    along = min(1, max(0, step - recipe.warmup)/max(1, recipe.steps - recipe.warmup))
+    top = recipe.warmup + recipe.hold*(recipe.steps - recipe.warmup)
+    along = min(1, max(0, step - top)/max(1, recipe.steps - top))
     return recipe.lr*up*(recipe.floor + (1 - recipe.floor)*(1 + math.cos(math.pi*along))/2)
 
 def optimiser(
@@ -349,25 +357,31 @@ def _check_batch(tokens, mask):
         raise ValueError(f"a batch is {found}, expected a tensor of token ids (b t+1), at least one row of "
                          f"two")
     if mask is None: return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != tokens[:, 1:].shape:
+    shape = tuple(tokens[:, 1:].shape)
+    if not isinstance(mask, Tensor) or mask.dtype not in (torch.bool, torch.float32) or mask.shape != shape:
         found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"a mask is {found}, expected bool of shape {tuple(tokens[:, 1:].shape)}, as many "
-                         f"as there are predictions")
+        raise ValueError(f"a mask is {found}, expected bool or float32 of shape {shape}, as many as there are "
+                         f"predictions")
+    if mask.is_floating_point() and not ((mask >= 0) & mask.isfinite()).all():
+        raise ValueError("a mask has weights that are negative, infinite or NaN, expected 0 or more")
     if not mask.any(): raise ValueError("no token of the batch counts: the mask is False everywhere")
 
 def next_token_loss(
     model:Mamba,     # Any model called with tokens
     tokens:Tensor,   # (b t+1) token ids
-    mask:Tensor=None, # (b t) bool: does the prediction of tokens[:, 1:] count? All do if None
-)->Tensor:           # Mean cross-entropy over the tokens that count, nats
+    mask:Tensor=None, # (b t) bool or float32 weights: how much tokens[:, 1:] count; all the same if None
+)->Tensor:           # Weighted mean of the cross-entropy, nats
     "Next-token cross-entropy; raises ValueError for tokens that the model does not have, and if none counts."
     _check_batch(tokens, mask)
     logits, target = model(tokens[:, :-1]), tokens[:, 1:]
     low, high = tokens.min().item(), tokens.max().item()
     if low < 0 or high >= logits.shape[-1]:
         raise ValueError(f"token ids run from {low} to {high}, expected 0 to {logits.shape[-1]-1}")
-    if mask is not None: logits, target = logits[mask], target[mask]
-    return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten())
+    if mask is None: return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten())
+    counts = mask > 0
+    losses = F.cross_entropy(logits[counts].float(), target[counts], reduction='none')
+    weights = mask[counts].float()
+    return (losses*weights).sum()/weights.sum()
 
 # %% ../../nbs/training/01_train.ipynb #e0fc21da
 def _write(value, file):
@@ -426,7 +440,9 @@ def _kind(model):
 
 def _of_batch(tokens, mask):
     "16 hexadecimal digits that tell one batch from another."
-    return _digest(np.concatenate([o.cpu().numpy().astype(np.int64).reshape(-1) for o in (tokens, mask) if o is not None] + [np.array(tokens.shape)]))
+    arrays = [o.cpu().numpy().reshape(-1) for o in (tokens, mask) if o is not None]
+    whole = [o if o.dtype == np.float32 else o.astype(np.int64) for o in arrays]
+    return _digest(np.concatenate([*whole, np.array(tokens.shape)]))
 
 def _same_tensors(found, mine, name):
     "Raise ValueError unless two dicts have tensors of the same names and shapes, all of them finite."
