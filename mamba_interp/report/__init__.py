@@ -11,6 +11,7 @@ from .faces import face
 # %% ../../nbs/report/index.ipynb #face0004
 __getattr__, __dir__, __all__ = face(__name__, dict(
     checks=['fields_of', 'one_of', 'real_number', 'same_run', 'whole_number'],
+    classes=['patch_to'],
     files=['as_path', 'by_path', 'inside', 'only_writer', 'read_json', 'settle', 'writable', 'write_file',
            'write_files', 'write_json'],
     statistics=['LEAST', 'SHARE', 'SMALL', 'AgainstRandom', 'Estimate', 'Resampling', 'against_random',
