@@ -90,7 +90,7 @@ def test_scores_know_what_the_metric_changes(model):
     scores = edge_scores(model, toy(), Graph.of(model))
     task = toy()
     true = [task.logit_diff(model(o)) for o in (task.clean, task.corrupt)]
-    assert math.isclose(scores.how['change'], (true[1] - true[0]).abs().mean().item(), rel_tol=1e-6)
+    assert math.isclose(scores.how['change'], (true[1] - true[0]).abs().mean().item(), rel_tol=1e-4)
     assert scores.how['residual'] < 1e-6 < edge_scores(model, toy(), Graph.of(model), 'gradient').how['residual']
 
 def test_opposite_effects_are_not_lost():
@@ -526,7 +526,7 @@ def test_recovery_is_measured_on_numbers():
 @pytest.mark.parametrize('name, least', dict(planted_latest=10, planted_reset=11, planted_marked=11, planted_asked=11, planted_joint=10, planted_ioi=4).items())
 def test_planted_prompts_need_tokens(name, least):
     "04_secant_misses_a_planted_circuit: numbers of tokens, pairs and prompts of which nothing can be drawn."
-    from mamba_interp import planted as p
+    from mamba_interp import circuits as p
     draw, sizes = getattr(p, name), dict(names=3) if name == 'planted_ioi' else {}
     assert len(draw(3, vocab=least, **sizes)) == 3
     for vocab in (least - 1, 0, -3, 2.5, None): refused(lambda: draw(3, vocab=vocab, **sizes), 'vocab', f'least {least}')
@@ -576,3 +576,10 @@ def test_a_stored_circuit_is_the_same_on_any_processor(tmp_path):
         found.save(tmp_path/'circuit.json')
         texts.append((tmp_path/'circuit.json').read_text())
     assert texts[0] == texts[1] == texts[2] and found.how['reached'] == float(f"{found.how['reached']:.5g}") == found.how['reached_fresh']
+
+def test_a_map_draws_ties_in_the_order_given():
+    "Edges of one path do the same, to the last digits: their lines lie over each other in one order on any processor."
+    from mamba_interp.circuits import circuit_map
+    edges = list(map(Edge.parse, ('0.u -> 0.to_value @ 6', '0.state @ 6 -> 0.y @ 8', '0.block_out -> final_resid @ 8', 'embed -> 0.read_x @ 6')))
+    def drawn(noise): return [o.hovertemplate for o in circuit_map(edges, [.427, .427 + noise, .6, .1], range(9)).data]
+    assert drawn(1e-9) == drawn(0.) == drawn(-1e-9) != drawn(.01)

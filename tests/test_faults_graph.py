@@ -127,7 +127,7 @@ def test_mamba2_keeps_what_the_gradient_keeps():
 
 def test_memory_is_told_before_it_is_taken(monkeypatch):
     "mamba2_secant_memory: one sentence with bytes and what to do"
-    import mamba_interp.model.mamba as model_page
+    import mamba_interp.model.memory as model_page
     monkeypatch.setattr(model_page, 'free_memory', lambda device='cpu': 2**12)
     one_sentence(lambda: attribute(MODELS[2], TASK), 'bytes', 'batch', 'GiB')
     one_sentence(lambda: attribute(MODELS[1], TASK, '*.state', 'gradient'), 'bytes', 'batch')

@@ -3,7 +3,7 @@ import importlib, os, shutil, socket, subprocess, sys
 import pytest
 import torch
 from docs import pages, serve
-scans = importlib.import_module('mamba_interp.model.scan')  # the face has a function of that name
+from mamba_interp import model as scans
 
 # --- make ---------------------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest, torch
 import transformers
 from safetensors.torch import load_file, save_file
-from mamba_interp.model import mamba as M
 from mamba_interp.model import (Adapter, Mamba, Site, Tap, ablate, chain, check_config, config_of,
-                                enough_memory, fingerprint, left_pad, match_sites, mean_over_prompts, record,
-                                replace, steer, to_transformers, token_index)
+                                enough_memory, fingerprint, from_checkpoint, left_pad, match_sites, mean_over_prompts, record,
+                                replace, split_block_out, steer, to_transformers, token_index)
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -521,7 +520,7 @@ def test_adapter_generates_with_taps():
     "generate_prompt_tap: an adapter generates by the same rule as the model that it holds."
     adapter = adapted('Mamba', state_size=4)
     mine = Mamba(adapter.config).requires_grad_(False)
-    mine.load_state_dict(M.from_checkpoint(adapter.inner.state_dict()))
+    mine.load_state_dict(from_checkpoint(adapter.inner.state_dict()))
     for taps in (None, steer('1.resid', torch.ones(16), 3., at=-1), steer('1.resid', torch.ones(16), 3., at=[2, 8]), {'0.block_out': torch.neg}):
         assert torch.equal(adapter.generate(ids(2, 7), 4, taps=taps), mine.generate(ids(2, 7), 4, taps=taps))
     with says('the run has tokens'): adapter(ids(2, 7), at=7)
@@ -666,7 +665,7 @@ def test_runs_of_some_blocks(model, model2):
         with says('past', 'Memory'): model.run(x, past=past)
     with says('at least one prompt'): model.run(x[:0])
     for layer in (3, -1, 'a', None):
-        with says('layer', 'from 0 to 2'): M.split_block_out(model, layer, x)
+        with says('layer', 'from 0 to 2'): split_block_out(model, layer, x)
 
 def test_interventions_of_another_kind(model):
     "Directions, values and taps that are none, and blocks that are no whole number."

@@ -11,7 +11,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 from docs import pages
-scans = importlib.import_module('mamba_interp.model.scan')  # the face has a function of that name
+scans = importlib.import_module('mamba_interp.model.compiled_scan')
+from mamba_interp.model import scan, scan_backends, scan_by_step, scan_secant
 
 PROCESSORS = dict(
     avx2=dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2', MAMBA_INTERP_SCAN='avx2'),
@@ -108,7 +109,7 @@ def test_each_build_agrees_with_the_loop(build):
     before = torch.get_num_threads()
     try:
         for sizes in ((1, 1, 1, 1), (2, 1, 17, 3), (3, 33, 19, 9), (1, 70, 3, 17), (17, 5, 33, 8)):
-            want = with_gradients(scans.scan_by_step, arguments(*sizes))
+            want = with_gradients(scan_by_step, arguments(*sizes))
             for kind,share in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
                 runs = []
                 for threads in (1, 2, 4):
@@ -126,7 +127,7 @@ def test_each_build_between_two_runs(build, monkeypatch):
     for sizes in ((2, 1, 3, 1), (3, 33, 19, 9), (1, 7, 40, 17)):
         (u, dt, A, B, C, h), then = arguments(*sizes), arguments(*sizes, seed=1)
         other = [then[i].detach() for i in (0, 1, 3, 4, 5)]
-        slopes = [torch.autograd.grad(sum(o.sum() for o in scans.scan_secant(u, dt, A, B, C, h, other, backend=backend)), (u, dt, B, C, h))
+        slopes = [torch.autograd.grad(sum(o.sum() for o in scan_secant(u, dt, A, B, C, h, other, backend=backend)), (u, dt, B, C, h))
                   for backend in ('compiled', 'torch')]
         assert error(*slopes) < 1e-10
 
@@ -227,11 +228,11 @@ def test_cache_that_cannot_be_written(cache, monkeypatch, tmp_path):
 @needs_compiler
 def test_two_processes_build_at_once(cache):
     "Both get a whole library, and nothing else is left in the cache."
-    code = f"import importlib; s = importlib.import_module('mamba_interp.model.scan'); s._threads = ((),); s._flags = {quick}; s._builds['auto'] = ((),); print(s.scan_backends()['compiled'] or 'usable')"
+    code = f"import importlib; from mamba_interp.model import scan_backends; s = importlib.import_module('mamba_interp.model.compiled_scan'); s._threads = ((),); s._flags = {quick}; s._builds['auto'] = ((),); print(scan_backends()['compiled'] or 'usable')"
     with ThreadPoolExecutor(2) as pool: said = list(pool.map(lambda _: python(code, XDG_CACHE_HOME=str(cache.parent)).strip(), range(2)))
     assert said == ['usable']*2 and sorted(o.suffix for o in cache.iterdir()) == ['.so', '.sum']
 
 def test_unknown_build_is_refused(monkeypatch):
     monkeypatch.setenv('MAMBA_INTERP_SCAN', 'avx-512')
     u, dt, A, B, C, h = arguments(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="^MAMBA_INTERP_SCAN is 'avx-512', expected one of .*did you mean 'avx512'"): scans.scan(u, dt, A, B, C)
+    with pytest.raises(ValueError, match="^MAMBA_INTERP_SCAN is 'avx-512', expected one of .*did you mean 'avx512'"): scan(u, dt, A, B, C)

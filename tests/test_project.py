@@ -136,6 +136,23 @@ def test_face_offers_what_its_modules_export(shelf):
 
 def test_clash_is_found(): assert clashes(dict(a={'x', 'y'}, b={'y', 'z'})) == {'y': ['a', 'b']}
 
+def methods_put_on(file):
+    "(class, method) of every `@patch_to(class)` in a module."
+    puts = lambda o: isinstance(o, ast.Call) and getattr(o.func, 'id', '') == 'patch_to' and isinstance(o.args[0], ast.Name)
+    return [(d.args[0].id, f.name) for f in ast.walk(ast.parse(file.read_text())) if isinstance(f, ast.FunctionDef)
+            for d in f.decorator_list if puts(d)]
+
+@pytest.mark.parametrize('shelf', shelves)
+def test_a_class_on_a_face_is_whole(shelf):
+    "A class that other modules add methods to has them all when nothing else was imported."
+    grown = {}
+    for file in (lib/shelf).glob('[!_]*.py'):
+        for owner,method in methods_put_on(file): grown.setdefault(owner, {}).setdefault(file.stem, []).append(method)
+    many = {owner: [m for o in found.values() for m in o] for owner,found in grown.items() if len(found) > 1 and owner[0] != '_'}
+    for owner,methods in many.items():
+        r = run_python(f"from {lib.name}.{shelf} import {owner}; print([o for o in {methods!r} if not hasattr({owner}, o)])")
+        assert r.stdout.strip() == '[]', f'{owner}, taken from the face of {shelf}, lacks {r.stdout or r.stderr}'
+
 def test_faces_load_nothing():
     "The package and its shelves import without torch, plotly or a module of their own; a name loads what it needs."
     r = run_python(f'''

@@ -9,7 +9,8 @@ __all__ = ['circuit_map']
 import html, re
 from itertools import count
 from typing import NamedTuple
-import numpy as np, plotly.graph_objects as go
+import numpy as np, plotly.graph_objects as go, torch
+from .attribution import tie_groups
 from ..model import Site, nearest_names
 from ..report import (GREY, PALETTE, Figure, cell_text, in_house_style, interval_ends, label_text,
                                  labelled_axis, numeric_array, plain_labels, plain_numbers, value_rows)
@@ -165,7 +166,7 @@ def circuit_map(
     score,most = value_rows(v, band),np.abs(v).max() or 1
     fig = Figure(_legend(wires, v, names[2]))
     if fixed: fig.add_trace(_line([p for c in curves[len(wires):] for p in (*c, (None, None))], name='fixed wiring', hoverinfo='skip', line=dict(color=GREY, width=1, dash='2px,3px')))
-    order = np.argsort(-np.abs(v), kind='stable')
+    order = tie_groups(torch.from_numpy(np.abs(v))).argsort(stable=True).tolist()
     for i in order: fig.add_trace(_edge(wires[i], curves[i], v[i]/most, f'{names[2]} {cell_text(score[i])}'))
     fig.add_trace(_dots(nodes, y, words))
     _frame(fig, y, skipped, words, names)

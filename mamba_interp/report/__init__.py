@@ -22,4 +22,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
             'Html', 'attention_map', 'bars', 'cell_text', 'claim', 'estimate', 'heatmap', 'in_house_style',
             'interval_ends', 'label_text', 'labelled_axis', 'lines', 'numeric_array', 'plain_labels',
             'plain_numbers', 'site_assets', 'table', 'token_strip', 'value_rows'],
-    faces=['face']))
+    faces=['face'],
+    results=['VERSIONS', 'circumstances', 'load_results', 'save_results']))

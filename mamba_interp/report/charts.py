@@ -13,12 +13,13 @@ import html, json, math, re
 from importlib.util import find_spec
 from math import floor, isfinite, log10
 from pathlib import Path
+from string import Formatter
 from urllib.parse import quote
 import numpy as np, pandas as pd, plotly.io as pio, plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
-from .statistics import rounded
+from .statistics import Estimate, rounded
 
 # %% ../../nbs/report/03_charts.ipynb #80622b58
 GREY = '#7a7a7a'
@@ -50,9 +51,11 @@ def estimate(
 
 # %% ../../nbs/report/03_charts.ipynb #3a1810fe
 def cell_text(
-    v # A number, a text, `None`, or `(value, low, high)`
+    v # A number, a text, `None`, an `Estimate`, or `(value, low, high)`
 )->str: # HTML
     "Write a table's cell: `None` as a dash, `(value, low, high)` as an `estimate`, floats to three digits."
+    if isinstance(v, Estimate): v = v.cell
+    if isinstance(v, list) and len(v) == 3: v = tuple(v)
     if hasattr(v, 'item'): v = v.item()
     if v is None or (isinstance(v, float) and np.isnan(v)): return '–'
     if isinstance(v, tuple): return _with_ends(*v)
@@ -76,7 +79,7 @@ class Html(str):
     def __repr__(self): return f'Html({len(self)} characters)'
 
 def table(
-    rows,       # One list per row: text, numbers, `None` for "no value", or `(value, low, high)`
+    rows,       # One list per row: text, numbers, `None` for "no value", `Estimate`s, or `(value, low, high)`
     columns,    # The columns' names
     caption='', # A sentence above the table
 )->Html:        # The table
@@ -226,11 +229,26 @@ _ENDS = ' [%{customdata[0]:.3~g}, %{customdata[1]:.3~g}]'  # hover text of an in
 
 def _first(title): return f'{label_text(title)}<br>' if title else ''
 
+def _estimated(values):
+    "Numbers and intervals of an `Estimate` or of nested lists of such; other values as they are, with None."
+    if isinstance(values, Estimate): return values.value, values.ends
+    many = list(values) if isinstance(values, (list, tuple)) else []
+    if many and all(isinstance(o, (Estimate, list, tuple)) for o in many):
+        numbers, ends = zip(*map(_estimated, many))
+        if all(o is not None for o in ends): return numbers, tuple(zip(*ends))
+    return values, None
+
+def _with_estimates(values, interval):
+    "Values and intervals as dicts, where estimates bring their own."
+    values, interval = (values, interval or {}) if isinstance(values, dict) else ({'': values}, {'': interval})
+    found = {k: _estimated(v) for k,v in values.items()}
+    own = {k: ends for k,(_,ends) in found.items() if ends is not None}
+    return {k: v for k,(v,_) in found.items()}, own | {k: v for k,v in interval.items() if v is not None or k not in own}
+
 def _panels(values, interval, shape):
     "`{title: (values, intervals or None)}` of arrays with `shape`."
     if not all(shape) or isinstance(values, dict) and not values: raise ValueError('there is nothing to draw: the values or their labels are empty')
-    values,interval = (values, interval or {}) if isinstance(values, dict) else ({'': values}, {'': interval})
-    values,interval = ({str(k): v for k,v in o.items()} for o in (values, interval))
+    values,interval = ({str(k): v for k,v in o.items()} for o in _with_estimates(values, interval))
     if extra := sorted(set(interval)-set(values)): raise ValueError(f'intervals are given for {extra}, but the values are {list(values)}')
     return {k: (numeric_array(v, shape, f'values {k!r}' if k else 'values'), interval_ends(interval.get(k), shape, k)) for k,v in values.items()}
 
@@ -384,14 +402,32 @@ def token_strip(
     return Html(f"{f'<p>{cell_text(caption)}</p>' if caption else ''}<div class=\"token-strip\" style=\"white-space:pre-wrap;line-height:1.7\" data-circuitsvis='{data}'>{words}</div>")
 
 # %% ../../nbs/report/03_charts.ipynb #e97fcf9c
+class _Sentence(Formatter):
+    "Fills named values into a sentence, each with the digits that it supports."
+    def format_field(self, value, spec):
+        if spec: return format(value.value if isinstance(value, Estimate) else value, spec)
+        if isinstance(value, Estimate): return value.text()
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return f'{value:,}'
+        return value if isinstance(value, str) else html.unescape(cell_text(value))
+    def check_unused_args(self, used, args, values):
+        unused = sorted(set(values) - set(used))
+        if unused: raise ValueError(f"the sentence has no place for {', '.join(unused)}")
+
+def _said(text, values):
+    "The sentence with its values; raises ValueError for one that is missing or that has no place."
+    try: return _Sentence().vformat(text, (), values) if values else text
+    except (KeyError, IndexError) as e: raise ValueError(f"the sentence names {e}, but the values are {sorted(values)}") from e
+
 def claim(
     holds,            # What the sentence says, as a condition
-    text:str,         # The sentence, with its numbers; Markdown
+    text:str,         # The sentence; Markdown, with `{name}` where a value stands
     about:str='this model', # Which model was measured
     strict:bool=True, # Is it the model that the sentence was written for?
-):
+    **values,         # Values that the sentence names: an `Estimate`, a number, text
+):                    # raises ValueError for a value that is missing or unused
     "Show a finding; raise AssertionError if it is one about the model at hand and does not hold."
     from IPython.display import Markdown, display
+    text = _said(text, values)
     if strict and not holds: raise AssertionError(f'no longer so: {text}')
     display(Markdown('> ' + ('' if holds else f'Not so in {about}: ') + text))
 

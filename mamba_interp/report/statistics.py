@@ -124,13 +124,17 @@ class Estimate:
 
     @property
     def mean(self): return self.value
+    @property
+    def ends(self): return self.low, self.high
+    @property
+    def cell(self): return self.value, self.low, self.high
     def __len__(self): return len(self.value)
     def __getitem__(self, i):
         if np.ndim(self.value) == 0: raise TypeError(f"{self} is one number; its ends are `.low` and `.high`")
         return _with(self, value=self.value[i], low=self.low[i], high=self.high[i], labels=())
     def cells(self)->list: # `(value, low, high)`, one or many
         "Tuples for a table."
-        return list(zip(*(np.ravel(o).tolist() for o in (self.value, self.low, self.high))))
+        return list(zip(*(np.ravel(o).tolist() for o in self.cell)))
     def text(self)->str: # raises TypeError for many numbers
         "The number and its interval, as a sentence can hold it."
         if np.ndim(self.value): raise TypeError(f"{self} has no one text; take one of its numbers by index")

@@ -94,7 +94,7 @@ class Question:
     "A question, what it is asked of, and where its answer comes from."
     id:str                  # Unique within a set
     question:str            # Its text
-    answers:tuple           # Accepted answers, the first one canonical
+    answers:tuple           # Accepted answers, the first one canonical; each a tuple of spans for kind 'spans'
     passages:tuple=()       # (title, sentences)
     support:tuple=None      # (passage, sentence) of each fact that is needed; None if not known
     kind:str='span'         # Of the answer: span, number, date, yesno, spans, none
@@ -106,6 +106,8 @@ class Question:
     category:str=''         # What it asks a reader to do
     steps:tuple=None        # (text, answer, support, needs) of each sub-question
     meta:dict=field(default_factory=dict)  # What else its source said
+    rule:str=''             # Which rule gave the category
+    evidence:dict=field(default_factory=dict)  # What that rule saw, for a reader to check
 
     def prompt(self,
         order:str='after', # Where the question stands: 'after' the facts, 'before' them, or 'both'
@@ -113,7 +115,7 @@ class Question:
         "The text that is put to a model; the answer follows after a space."
         one_of(order, 'order', ('after', 'before', 'both'))
         context = ' '.join(' '.join(sentences) for _, sentences in self.passages)
-        asked = f'Question: {self.question}?'
+        asked = f"Question: {self.question.rstrip(' ?')}?"
         parts = [asked]*(order != 'after') + [context]*bool(context) + [asked]*(order != 'before')
         return ' '.join(parts + ['Answer:'])
 

@@ -19,5 +19,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
            'TRIES', 'WORDS', 'Form', 'Holdout', 'KneserNey', 'Sentences', 'copying_scores',
            'counter_sentences', 'duplicate_rows', 'holdout', 'house_mixture', 'house_start', 'ioi_held_out',
            'ioi_rows', 'ioi_scores', 'ioi_sentences', 'text_losses'],
-    curriculum=['CURRICULUM', 'CURRICULUM_RECIPE', 'CURRICULUM_WORDS', 'QUESTION_SOURCES', 'curriculum_mixture',
-                'curriculum_sources', 'curriculum_start']))
+    curriculum=['CURRICULUM', 'CURRICULUM_RECIPE', 'CURRICULUM_WORDS', 'QUESTION_SOURCES',
+                'curriculum_mixture', 'curriculum_sources', 'curriculum_start']))
