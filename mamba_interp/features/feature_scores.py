@@ -98,8 +98,8 @@ def _attributed(sae, clean, corrupt, slope, positional):
         effects = torch.cat([(g @ W.T)*change, (g*(b - a - change @ W)).sum(-1, keepdim=True)], 1)
     width = effects.shape[1]
     if not positional:
-        effects, row, token = ((effects.new_zeros(len(clean), width).index_add_(0, row, effects),
-                                torch.arange(len(clean), device=row.device), row.new_zeros(len(clean))))
+        effects = effects.new_zeros(len(clean), width).index_add_(0, row, effects)
+        row, token = torch.arange(len(clean), device=row.device), row.new_zeros(len(clean))
     i, j = effects.nonzero(as_tuple=True)
     return row[i], token[i]*width + j, effects[i, j]
 
@@ -108,6 +108,17 @@ def _nodes(site, sae, keys, positional):
     width = 1 if sae is None else sae.d_sae + 1
     name = lambda k: None if sae is None else 'error' if k == width - 1 else k
     return [Node(site, name(k % width), k//width if positional else None) for k in keys]
+
+# %% ../../nbs/features/13_feature_scores.ipynb #9ea81559
+def _columns(found, by_site, positional, n):
+    "Return the nodes that do anything on `n` prompts, and their effects site by site."
+    names, values = [], []
+    for s,lists in found.items():
+        row, key, value = (torch.cat(o) for o in zip(*lists))
+        keys, column = key.unique(return_inverse=True)
+        names += _nodes(s, by_site.get(s), keys.tolist(), positional)
+        values.append(value.new_zeros(n, len(keys)).index_put_((row, column), value))
+    return names, values
 
 # %% ../../nbs/features/13_feature_scores.ipynb #b261fadb
 @torch.no_grad()
@@ -141,16 +152,11 @@ def feature_scores(
         for s in sites:
             row, key, value = _attributed(by_site.get(s), clean[s], corrupt[s], slope[s], positional)
             found[s].append((row + i, key, value))
-    names, values = [], []
-    for s,lists in found.items():
-        row, key, value = (torch.cat(o) for o in zip(*lists))
-        keys, column = key.unique(return_inverse=True)
-        names += _nodes(s, by_site.get(s), keys.tolist(), positional)
-        values.append(value.new_zeros(len(task), len(keys)).index_put_((row, column), value))
+    names, values = _columns(found, by_site, positional, len(task))
     if graph is not None:
         names += graph.edges
         values.append(edge_scores(model, task, graph, 'ig' if method == 'ig-embed' else method, steps,
                                   metric=metric, batch=batch).values)
-    how = (dict(method=method, positional=positional) | task_origin(model, task,
-        metric) | (dict(steps=steps) if 'ig' in method else {}))
+    how = dict(method=method, positional=positional) | task_origin(model, task, metric)
+    if 'ig' in method: how |= dict(steps=steps)
     return FeatureScores(tuple(names), torch.cat(values, 1), torch.cat(true), method, how)
