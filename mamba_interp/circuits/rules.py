@@ -170,16 +170,16 @@ def scan_heads_secant(
 @patch_to(Secant)
 def scan(self, u, dt, A, B, C, h=None):
     "Scan as Mamba-1 does."
-    if 'scan' in self.plain: return Rules.scan(self, u, dt, A, B, C, h)
+    if 'scan' in self.plain: return Rules.scan(u, dt, A, B, C, h)
     then = self.other(u, dt, B, C, h)
-    return Rules.scan(self, u, dt, A, B, C, h) if then is None else scan_secant(u, dt, A, B, C, h, then)
+    return Rules.scan(u, dt, A, B, C, h) if then is None else scan_secant(u, dt, A, B, C, h, then)
 
 @patch_to(Secant)
 def scan_heads(self, x, dt, A, B, C, h=None):
     "Scan as Mamba-2 does."
-    if 'scan' in self.plain: return Rules.scan_heads(self, x, dt, A, B, C, h)
+    if 'scan' in self.plain: return Rules.scan_heads(x, dt, A, B, C, h)
     then = self.other(x, dt, B, C, h)
-    if then is None: return Rules.scan_heads(self, x, dt, A, B, C, h)
+    if then is None: return Rules.scan_heads(x, dt, A, B, C, h)
     return scan_heads_secant(x, dt, A, B, C, h, then)
 
 # %% ../../nbs/circuits/10_rules.ipynb #rules015
