@@ -2,10 +2,11 @@
 import copy, errno, gzip, json, os, re, subprocess, sys
 
 import pytest, torch
-from mamba_interp.features import feature as features
+import mamba_interp.features as features
 from mamba_interp.features import (Explorer, FeatureScores, Node, Profile, browse, card, clamp, copy_features,
                                    feature_scores, forget, in_order, neuronpedia, profile, rank, read,
                                    repeats, sample_rows, text_tokens, token_words)
+from mamba_interp.features import one_pass
 from mamba_interp.model import Mamba, Site, record
 from mamba_interp.report import only_writer
 from mamba_interp.sae import SAE, BatchTopK, JumpReLU, Rows, TopK, evaluate_sae, splice
@@ -105,7 +106,7 @@ def test_two_processes_on_one_folder(model, rows, tmp_path):
 @pytest.mark.parametrize('what', ('full', 'nearly full', 'file', 'read-only'))
 def test_a_folder_that_cannot_be_written_is_told_before_work(model, rows, tmp_path, monkeypatch, what):
     "disk_full: nothing is read before the sentence."
-    monkeypatch.setattr(features, 'features_along', lambda *o: pytest.fail('work was done'))
+    monkeypatch.setattr(one_pass, 'features_along', lambda *o: pytest.fail('work was done'))
     folder = tmp_path/'out'
     if what == 'nearly full': monkeypatch.setattr('shutil.disk_usage', lambda o: os.terminal_size((0, 0)) and type('', (), dict(free=100))())
     elif what == 'file': folder.write_text('')

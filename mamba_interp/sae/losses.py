@@ -9,6 +9,8 @@ __all__ = ['geometric_median', 'Loss', 'ordinary_fvu', 'batch_loss']
 from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor
+from ..report import patch_to
+from .coder import SparseCoder
 from .kinds import TopK, _squared
 from .sparse import _Active, _decode
 
@@ -79,12 +81,17 @@ def _nested(sae, active, values):
     return out
 
 # %% ../../nbs/sae/07_losses.ipynb #27db47ca
-def _dense_loss(sae, x, y, penalty):
-    "Return the loss outside the top-k family."
-    f, sparsity, extra = sae.activation.sparsity(sae, sae._centre(x), y)
-    error = y - sae.decode(f)
+@patch_to(SparseCoder)
+def dense_loss(self,
+    x:Tensor,     # (m d) what it reads
+    y:Tensor,     # (m d) what it should write
+    penalty:float # Share of the sparsity coefficient, for a warm-up
+)->Loss:
+    "Return the loss outside the top-k family; a subclass with another loss overrides it."
+    f, sparsity, extra = self.activation.sparsity(self, self._centre(x), y)
+    error = y - self.decode(f)
     mse, fires = _squared(error), f.detach() > 0
-    total = mse + penalty*sae.activation.coefficient*sparsity + extra
+    total = mse + penalty*self.activation.coefficient*sparsity + extra
     l0 = fires.sum(-1).to(y.dtype).mean()
     said = mse, mse/_spread(y), l0, sparsity, extra, ordinary_fvu(error, y)
     fixed = [torch.as_tensor(o, dtype=y.dtype, device=y.device).detach() for o in said]
@@ -142,4 +149,4 @@ def batch_loss(
     if x.ndim != 2 or len(x) != len(y) or not len(x):
         raise ValueError(f"expected rows (m d) to read and as many to write, got {tuple(x.shape)} and "
                          f"{tuple(y.shape)}")
-    return _top_loss(sae, x, y, dead, k, aux) if sae.sparse else _dense_loss(sae, x, y, penalty)
+    return _top_loss(sae, x, y, dead, k, aux) if sae.sparse else sae.dense_loss(x, y, penalty)

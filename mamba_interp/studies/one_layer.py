@@ -36,7 +36,7 @@ ONE_LAYER_RECIPE = Recipe(steps=2600, lr=4e-3, precision='bfloat16')
 # %% ../../nbs/studies/04_one_layer.ipynb #100049b5
 class RootSAE(SAE):
     "An L1 autoencoder whose error stands under a root, as in joelburget/mamba-sae."
-    def _dense_loss(self, x, y, penalty):
+    def dense_loss(self, x, y, penalty):
         f = self.pre(self._centre(x)).relu()
         sparsity = f.sum(-1, dtype=y.dtype).mean()
         error, fires = y - self.decode(f), f.detach() > 0
