@@ -115,7 +115,8 @@ def _estimated(values):
 
 def _with_estimates(values, interval):
     "Values and intervals as dicts, where estimates bring their own."
-    values, interval = (values, interval or {}) if isinstance(values, dict) else ({'': values}, {'': interval})
+    if not isinstance(values, dict): values, interval = {'': values}, {'': interval}
+    interval = interval or {}
     found = {k: _estimated(v) for k,v in values.items()}
     own = {k: ends for k,(_,ends) in found.items() if ends is not None}
     given = {k: v for k,v in interval.items() if v is not None or k not in own}

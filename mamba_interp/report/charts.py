@@ -36,8 +36,8 @@ def _band(at, low, high, title, colour):
     "The area between `low` and `high`, where both are finite."
     ok = np.flatnonzero(np.isfinite(low+high))
     edge = plain_numbers(np.concatenate([low[ok], high[ok][::-1]]))
-    return go.Scatter(x=[at[i] for i in (*ok, *ok[::-1])], y=edge, fill='toself', fillcolor=colour, mode='lines',
-                      line_width=0, hoverinfo='skip', showlegend=False, legendgroup=title,
+    return go.Scatter(x=[at[i] for i in (*ok, *ok[::-1])], y=edge, fill='toself', fillcolor=colour,
+                      mode='lines', line_width=0, hoverinfo='skip', showlegend=False, legendgroup=title,
                       name=f'{title} interval')
 
 # %% ../../nbs/report/09_charts.ipynb #f6f8efb8

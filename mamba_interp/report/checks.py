@@ -41,7 +41,7 @@ def real_number(
     above:float=None, # … or the value that it must exceed
     high:float=None,  # Largest value allowed
     below:float=None, # … or the value that it must stay under
-)->float:             # The same number as a `float`; raises ValueError for anything else, NaN and infinity included
+)->float:             # The same number as a `float`; raises ValueError for anything else, NaN included
     "Return `value` if it is a finite number within the limits."
     item = getattr(value, 'item', None)
     if callable(item) and getattr(value, 'ndim', None) == 0: value = item()

@@ -75,7 +75,7 @@ def mcnemar(
 # %% ../../nbs/report/16_hypotheses.ipynb #hypo0009
 def holm(
     p, # (k) of as many tests
-)->np.ndarray: # (k) so adjusted that a wrong rejection among all is as rare as said; raises ValueError for no p
+)->np.ndarray: # (k) adjusted: a wrong rejection among all is as rare as said; raises ValueError for no p
     "Adjust p values for the number of tests (Holm 1979)."
     p = numbers(p, 'p')
     if p.ndim != 1 or ((p < 0) | (p > 1)).any(): raise ValueError(
@@ -130,7 +130,7 @@ def detectable(
     power:float=.8,   # How often the difference should be found
     level:float=.05,  # Level of the two-sided test
     share:float=None, # For a share tested against this one (exact binomial test), instead of a mean
-)->float:             # In units of `sd`, or as a difference of shares; NaN where no difference is found so often
+)->float:             # In units of `sd`, or as a difference of shares; NaN where none is found so often
     "The smallest difference that `n` prompts would show."
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm, t

@@ -21,6 +21,7 @@ def _cells(v, band, names, title):
                       coloraxis='coloraxis', name=title, hoverongaps=False, xgap=1, ygap=1,
                       hovertemplate=f'{_first(title)}{hover}<extra></extra>')
 
+# %% ../../nbs/report/10_maps.ipynb #maps0008
 def _bar(name):
     "The scale beside a map."
     return dict(title=dict(text=name, side='right', font_size=12), thickness=14, outlinewidth=0)

@@ -156,7 +156,7 @@ def over_documents(
     seed:int=0,         # Seed of the drawing
     times:int=2000,     # Resamples
     coverage:float=.95, # How often the interval should hold the true mean
-)->Estimate:            # Its `n` counts documents; raises ValueError for other lengths or numbers that are not finite
+)->Estimate:            # Its `n` counts documents; raises ValueError for other lengths, or NaN
     "The mean per token, with documents drawn anew."
     values = _rows(values, 'values')
     document = np.asarray(document.tolist() if hasattr(document, 'tolist') else document)

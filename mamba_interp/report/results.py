@@ -69,7 +69,7 @@ def _plain(value, digits):
 # %% ../../nbs/report/17_results.ipynb #resu0010
 def save_results(
     file,         # Where to; its folder is made if need be
-    values:dict,  # What was measured: numbers, text, lists, dicts, tensors, arrays, dataclasses, an `Estimate`
+    values:dict,  # What was measured: numbers, text, lists, dicts, arrays, dataclasses, an `Estimate`
     seed,         # Seed of the measurement, or a list of them
     *,
     what:str='',  # What the numbers are; `load_results` can ask for it

@@ -55,4 +55,5 @@ def site_assets(
     "The files that a site with our figures serves once, in loading order."
     vis = Path(find_spec('circuitsvis').origin).parent/'dist/cdn/iife.js'
     strips = re.sub(r'//# sourceMappingURL.*', '', vis.read_text(encoding='utf-8'))
-    return {'plotly.min.js': get_plotlyjs(), 'circuitsvis.js': strips, 'figures.js': SCRIPT, 'figures.css': STYLE}
+    scripts = {'plotly.min.js': get_plotlyjs(), 'circuitsvis.js': strips, 'figures.js': SCRIPT}
+    return scripts | {'figures.css': STYLE}
