@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['group_of', 'majority_answers', 'rule_answers', 'random_twin', 'answer_baselines']
 
-# %% ../../nbs/tasks/90_answer_baselines.ipynb #67d7c3aa
+# %% ../../nbs/tasks/90_answer_baselines.ipynb #dd6c42ea
 from collections import Counter, defaultdict
 import torch
 from ..model import Mamba
@@ -15,7 +15,7 @@ from .asking import ask
 from .question_prompts import answer_text
 from .questions import Question, shortcut_answers
 
-# %% ../../nbs/tasks/90_answer_baselines.ipynb #8ef447e7
+# %% ../../nbs/tasks/90_answer_baselines.ipynb #a0977fd7
 def group_of(
     question, # `Question`
 )->str:       # 'level 3', 'two-hop' or, for a question without a category, the name of its set
@@ -34,7 +34,7 @@ def majority_answers(
         return max(sorted(others), key=others.get, default='')
     return answers_of(questions, [answer(o) for o in questions], 'majority answer')
 
-# %% ../../nbs/tasks/90_answer_baselines.ipynb #ba7f95a5
+# %% ../../nbs/tasks/90_answer_baselines.ipynb #75ec492e
 def rule_answers(
     questions, # `Question`s
 )->dict:       # Rule -> `Answers` to those questions of the small world that the rule speaks of
@@ -45,7 +45,7 @@ def rule_answers(
         for rule, text in shortcut_answers(o).items(): said[rule].append((o, text))
     return {rule: answers_of(*zip(*pairs), rule) for rule, pairs in said.items()}
 
-# %% ../../nbs/tasks/90_answer_baselines.ipynb #318043f2
+# %% ../../nbs/tasks/90_answer_baselines.ipynb #1bc87f7e
 def random_twin(
     model:Mamba, # Whose shape
     seed:int=0,  # Seed of the weights
@@ -57,7 +57,7 @@ def random_twin(
     twin.tokenizer = model.tokenizer
     return twin.to(model.device, model.dtype).requires_grad_(False)
 
-# %% ../../nbs/tasks/90_answer_baselines.ipynb #abfce578
+# %% ../../nbs/tasks/90_answer_baselines.ipynb #26cd36ae
 def answer_baselines(
     model,         # As for `ask`
     questions,     # `Question`s with answers
