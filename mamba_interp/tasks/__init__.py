@@ -38,8 +38,10 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     answer_scores=['calibration', 'contains', 'drop_scores', 'equal_bins', 'exact_match', 'normal_answer',
                    'reliability', 'score_answer', 'spans_of', 'token_f1'],
     question_prompts=['CONTEXTS', 'answer_text', 'candidates', 'prompt_texts'],
-    answers=['SCORES', 'STOP', 'Answer', 'answers_of', 'first_line'],
+    answers=['SCORES', 'STOP', 'Answer', 'Answers', 'answers_of', 'first_line'],
     asking=['ask'],
     answer_baselines=['answer_baselines', 'group_of', 'majority_answers', 'random_twin', 'rule_answers'],
-    answer_report=['CONFIDENCE', 'FACTORS', 'LABELS', 'MODES', 'Answers', 'Difference', 'Report', 'Score',
-                   'Trust', 'answer_factors', 'answer_groups', 'answer_parts', 'answer_report', 'by_factor']))
+    answer_factors=['FACTORS', 'LABELS', 'answer_factors', 'by_factor'],
+    answer_report=['CONFIDENCE', 'MODES', 'Difference', 'Score', 'Trust', 'answer_groups', 'answer_parts',
+                   'answer_report'],
+    answer_pages=['ANSWER_REPORT', 'Report', 'Section', 'markdown_table', 'page_html']))
