@@ -25,7 +25,7 @@ python:  # Is there one to use, and is the one that was asked for there?
 	 { echo; echo "The environment is not complete, and pip says above why. If it speaks of versions that conflict, the package index could not be reached: check the network and PIP_NO_INDEX, then run make env again."; exit 1; }
 	@touch $@
 
-interop: .venv-interop/ready  ## Create .venv-interop: SAELens and its peers, on top of .venv, for the tests of file formats
+interop: .venv-interop/ready  ## Create .venv-interop: SAELens, lm-eval and peers, on top of .venv, for the tests that compare with them
 .venv-interop/ready: constraints-interop.txt .venv/ready
 	@rm -rf .venv-interop
 	$(RUN) -m venv .venv-interop

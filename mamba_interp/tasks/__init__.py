@@ -45,4 +45,9 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
                    'reliability', 'score_answer', 'spans_of', 'token_f1'],
     question_prompts=['CONTEXTS', 'answer_text', 'candidates', 'prompt_texts'],
     answers=['SCORES', 'STOP', 'Answer', 'Answers', 'answers_of', 'first_line'],
-    asking=['ask']))
+    asking=['ask'],
+    answer_baselines=['answer_baselines', 'group_of', 'majority_answers', 'random_twin', 'rule_answers'],
+    answer_factors=['FACTORS', 'LABELS', 'answer_factors', 'by_factor'],
+    answer_report=['CONFIDENCE', 'MODES', 'Difference', 'Score', 'Trust', 'answer_groups', 'answer_parts',
+                   'answer_report'],
+    answer_pages=['ANSWER_REPORT', 'Report', 'Section', 'markdown_table', 'page_html']))

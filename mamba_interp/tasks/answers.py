@@ -28,6 +28,7 @@ class Answer:
     rank:int=None      # Tokens that are likelier than the answer's first
     length:int=None    # Tokens of the prompt
     sure:float=np.nan  # Mean log p of the tokens of `line`
+    prompt:str=''      # What was asked, as it was put
 
 STOP = re.compile(r'\n|Question')
 
@@ -69,6 +70,14 @@ class Answers:
         "One number a question."
         score = SCORES[one_of(name, 'name', tuple(SCORES))]
         return np.array([score(q, r) for q, r in zip(self.questions, self.rows)], float)
+    def report(self,
+        mode:str='custom', # 'custom' (the small world), 'data' (data sets), 'both'
+        against=None,      # Name -> `Answers` to the same questions
+        **options,         # As for `answer_report`
+    ):                     # `Report`
+        "Score these answers by group, beside baselines."
+        from mamba_interp.tasks.answer_report import answer_report
+        return answer_report(self, mode, against, **options)
 
 # %% ../../nbs/tasks/26_answers.ipynb #d3c89fd5
 def _choice(row):
@@ -76,15 +85,17 @@ def _choice(row):
     logp = np.array(row.choice_logp, float)
     return np.exp(logp - np.logaddexp.reduce(logp)) if len(logp) > 1 else None
 
-def _chosen(q, r):
-    p = _choice(r)
-    return np.nan if p is None else float(p[0] > p[1:].max())
+def _chosen(q, r, each=lambda text: 1):
+    "Is the right candidate's log p, over `each` candidate's size, above all others?"
+    score = [p/each(text) for p, text in zip(r.choice_logp, r.candidates)]
+    return float(score[0] > max(score[1:])) if len(score) > 1 else np.nan
 
 SCORES = dict(
     em=lambda q, r: score_answer(r.line, q)['em'],
     f1=lambda q, r: score_answer(r.line, q)['f1'],
     contained=lambda q, r: score_answer(r.line, q)['contained'],
     choice=_chosen,
+    choice_by_length=lambda q, r: _chosen(q, r, len),
     confidence=lambda q, r: np.nan if (p := _choice(r)) is None else p.max(),
     sure=lambda q, r: np.exp(r.sure),
     logp=lambda q, r: max(r.logp, default=np.nan),

@@ -147,7 +147,7 @@ def ask(
             logp, sizes = (dict(zip(wanted[i], o)) for o in (logp, map(len, encoded[i][1])))
             told = [tuple(o[a] for a in names) for o, names in ((logp, golds[i]), (sizes, golds[i]), (logp, own))]
             rows[i] = Answer(questions[i].id, first_line(text), text, *told[:2], own, told[2], rank,
-                len(encoded[i][0]), sure)
+                len(encoded[i][0]), sure, texts[i])
     settings = dict(order=order, context=context, shots=shots, n=n)
     return Answers(questions, tuple(rows), by or type(model).__name__, settings)
 
