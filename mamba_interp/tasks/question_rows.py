@@ -137,8 +137,8 @@ def question_rows(
         ids, counts = [], []
         while len(ids) < length:
             facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most, hops, wordings)
-            lesson = told(rng, facts, asks, wordings=wordings, **shares)
-            pieces = [((bos,), False)] + [(encode(text), o) for text, o in lesson]
+            written = told(rng, facts, asks, wordings=wordings, **shares)
+            pieces = [((bos,), False)] + [(encode(text), o) for text, o in written]
             ids += [i for piece, _ in pieces for i in piece]
             counts += [o for piece, o in pieces for _ in piece]
         return ids[:length], counts[:length]
