@@ -93,9 +93,9 @@ def test_metric_secant_is_the_mean_slope():
 @pytest.mark.parametrize('most', (1, 2**21))
 def test_mamba2_slopes_are_those_of_every_step(shape, most, monkeypatch):
     "mamba2_secant_memory: the same numbers, without keeping states"
-    import mamba_interp.circuits.attribution as attribution
-    few = attribution._few_heads
-    monkeypatch.setattr(attribution, '_few_heads', lambda x, B: few(x, B, most))
+    import mamba_interp.circuits.rules as module
+    few = module._few_heads
+    monkeypatch.setattr(module, '_few_heads', lambda x, B: few(x, B, most))
     b, T, heads, p, g, n, start = shape
     gen = torch.Generator().manual_seed(b)
     new = lambda *size: torch.randn(*size, dtype=torch.float64, generator=gen)

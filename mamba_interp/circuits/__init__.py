@@ -10,12 +10,15 @@ from ..report import face
 
 # %% ../../nbs/circuits/index.ipynb #face4004
 __getattr__, __dir__, __all__ = face(__name__, dict(
-    patching=['Interval', 'chosen_sites', 'contrast', 'interval', 'patch_effects', 'site_effects',
-              'source_values', 'task_metric'],
-    attribution=['METHODS', 'TIE', 'Calibration', 'CutSums', 'Detached', 'Effects', 'Frozen', 'Point',
-                 'Secant', 'attribute', 'calibrate', 'check_run', 'cut_sums', 'exactly',
-                 'integrate_activations', 'metric_gradient', 'metric_secant', 'missed', 'needs_mamba',
-                 'nodes', 'points', 'scan_heads_secant', 'slopes_at', 'tie_groups'],
+    metric=['NO_PROMPTS', 'contrast', 'metric_gradient', 'metric_secant', 'nodes', 'sides', 'task_metric',
+            'widened'],
+    patching=['Interval', 'chosen_sites', 'interval', 'patch_effects', 'site_effects', 'source_values'],
+    requirements=['check_run', 'needs_mamba'],
+    rules=['METHODS', 'Detached', 'Frozen', 'Secant', 'scan_heads_secant'],
+    slopes=['Point', 'exactly', 'points', 'slopes_at', 'values_at'],
+    attribution=['CutSums', 'Effects', 'attribute', 'check_effects', 'cut_sums', 'integrate_activations',
+                 'missed'],
+    calibration=['TIE', 'Calibration', 'calibrate', 'tie_groups'],
     graph=['KINDS', 'LARGEST', 'RECEIVERS', 'Edge', 'EdgePatcher', 'Graph', 'Spans', 'check_graph',
            'path_effects', 'path_patch', 'spans'],
     circuit_map=['circuit_map'],

@@ -9,12 +9,12 @@ __all__ = ['backwards', 'in_sequence', 'check_fits', 'acdc']
 import hashlib, json, math
 from contextlib import contextmanager
 import torch
-from .attribution import TIE
-from .circuit import Circuit
+from .calibration import TIE
 from .graph import EdgePatcher, Graph
-from .measures import check_measure, measured, name_of
-from .ranking import ranking
+from .circuit import Circuit
 from .scores import Scores, check_differs, graph_of, indices_of, provenance_of
+from .ranking import ranking
+from .measures import check_measure, measured, name_of
 from ..model import SITES, SITES2, all_sites
 from ..report import (as_path, only_writer, read_json, real_number, same_run, whole_number,
                                  writable, write_json)

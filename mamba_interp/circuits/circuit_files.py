@@ -8,7 +8,7 @@ __all__ = ['KIND', 'stored', 'task_origin', 'check_origin', 'write_circuit', 're
 # %% ../../nbs/circuits/50_circuit_files.ipynb #c28f8c55
 import hashlib, json
 from pathlib import Path
-from .attribution import needs_mamba
+from .requirements import needs_mamba
 from .graph import Graph, check_graph
 from ..model import Mamba, fingerprint
 from ..report import as_path, fields_of, read_json, whole_number, writable, write_json

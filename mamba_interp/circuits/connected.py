@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 import numpy as np, torch
-from .circuit import Circuit, check_circuit, mask_of
 from .graph import KINDS, Graph
+from .circuit import Circuit, check_circuit, mask_of
 from ..model import WIRINGS, Site
 
 # %% ../../nbs/circuits/54_connected.ipynb #099824fc

@@ -8,9 +8,9 @@ __all__ = ['SHARES', 'areas', 'Curve', 'first_of', 'curve']
 # %% ../../nbs/circuits/68_curves.ipynb #a5b5e90b
 from typing import NamedTuple
 import numpy as np, torch
-from .faithfulness import Setting, ends_of, kept_share, witness_scores
-from .ranking import ranked, tie_at
 from .scores import Scores, check_scores, graph_of
+from .ranking import ranked, tie_at
+from .faithfulness import Setting, ends_of, kept_share, witness_scores
 from ..report import Estimate, Resampling, real_number
 
 # %% ../../nbs/circuits/68_curves.ipynb #eca14d39

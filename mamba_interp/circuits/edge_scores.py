@@ -7,12 +7,15 @@ __all__ = ['CELLS', 'edge_scores']
 
 # %% ../../nbs/circuits/58_edge_scores.ipynb #0d9a8ba3
 import torch
-from .attribution import METHODS, check_run, exactly, missed, points
-from .circuit_files import task_origin
+from .metric import contrast
+from .requirements import check_run
+from .rules import METHODS
+from .slopes import exactly, points
+from .attribution import missed
 from .graph import EdgePatcher, Graph, Spans, _check_spans, check_graph
-from .patching import contrast
-from .scores import Scores, change_between, exact_scores
+from .circuit_files import task_origin
 from .time_edges import TIME_SITES, time_cells
+from .scores import Scores, change_between, exact_scores
 from ..model import Mamba, Site, conv_terms, record
 from ..report import whole_number
 from ..tasks import Task

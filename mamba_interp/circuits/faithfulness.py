@@ -9,11 +9,11 @@ __all__ = ['Setting', 'circuit_mask', 'witness_scores', 'ends_of', 'kept_share',
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np, torch
+from .graph import KINDS, EdgePatcher
 from .circuit import Circuit, mask_of
 from .connected import connected_mask
-from .graph import KINDS, EdgePatcher
-from .measures import mean_kl
 from .scores import Scores, graph_of
+from .measures import mean_kl
 from ..report import Estimate, Resampling
 
 # %% ../../nbs/circuits/66_faithfulness.ipynb #c8f0a851

@@ -9,9 +9,9 @@ __all__ = ['Verdict', 'equivalence_test', 'independence_test', 'minimality_test'
 from dataclasses import dataclass
 import numpy as np, torch
 from .faithfulness import Setting, circuit_mask, ends_of, witness_scores
+from .random_circuits import random_paths
 from .null_hypotheses import (equivalence_limits, equivalence_power, hsic_test,
                                                    independence_power, minimality_power, sign_test)
-from .random_circuits import random_paths
 from ..report import Resampling, one_of, real_number, whole_number
 
 # %% ../../nbs/circuits/76_hypothesis_tests.ipynb #81de1864

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import Mamba2Config, MambaConfig
-from .acdc import acdc
-from .edge_scores import edge_scores
 from .graph import Edge, EdgePatcher, Graph, spans
+from .edge_scores import edge_scores
+from .acdc import acdc
 from ..model import Mamba
 from ..report import one_of, real_number, whole_number
 from ..tasks import Task, key_value

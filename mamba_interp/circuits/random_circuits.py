@@ -9,11 +9,11 @@ __all__ = ['random_paths', 'random_masks', 'Band', 'random_band']
 from functools import cache
 from typing import NamedTuple
 import numpy as np, torch
-from .connected import wiring_of
-from .curves import Curve, areas, first_of
-from .faithfulness import Setting, circuit_mask, ends_of, kept_share, witness_scores
 from .graph import KINDS
+from .connected import wiring_of
 from .scores import graph_of
+from .faithfulness import Setting, circuit_mask, ends_of, kept_share, witness_scores
+from .curves import Curve, areas, first_of
 from ..model import Site
 from ..report import AgainstRandom, Resampling, one_of, whole_number
 

@@ -7,7 +7,7 @@ __all__ = ['ranked', 'ranking', 'tie_at', 'chosen', 'top', 'above']
 
 # %% ../../nbs/circuits/57_ranking.ipynb #ce076868
 import torch
-from .attribution import TIE, tie_groups
+from .calibration import TIE, tie_groups
 from .circuit import Circuit
 from .scores import Scores, check_scores
 from ..report import one_of, real_number, whole_number

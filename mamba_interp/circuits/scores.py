@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
-from .circuit_files import stored, task_origin
 from .graph import Edge, EdgePatcher, Graph
+from .circuit_files import stored, task_origin
 
 # %% ../../nbs/circuits/56_scores.ipynb #0902f5d6
 class Patcher(Protocol):

@@ -10,13 +10,13 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 import torch
-from .acdc import check_fits, in_sequence
-from .circuit import Circuit, check_circuit
-from .circuit_files import stored
 from .graph import EdgePatcher
-from .measures import check_measure, measured, name_of, share
-from .ranking import chosen, ranked, tie_at
+from .circuit_files import stored
+from .circuit import Circuit, check_circuit
 from .scores import Scores, check_scores, provenance_of
+from .ranking import chosen, ranked, tie_at
+from .measures import check_measure, measured, name_of, share
+from .acdc import check_fits, in_sequence
 from ..report import real_number, whole_number
 
 # %% ../../nbs/circuits/64_search.ipynb #5d0224f8

@@ -8,11 +8,11 @@ __all__ = ['Stability', 'stability']
 # %% ../../nbs/circuits/78_stability.ipynb #8a2aab27
 from typing import NamedTuple
 import numpy as np, torch
-from .attribution import tie_groups
+from .calibration import tie_groups
 from .circuit import Circuit
-from .faithfulness import Setting
-from .ranking import top
 from .scores import Scores, check_scores
+from .ranking import top
+from .faithfulness import Setting
 from ..report import Estimate, Resampling, whole_number
 
 # %% ../../nbs/circuits/78_stability.ipynb #41a1f664

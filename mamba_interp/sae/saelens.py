@@ -165,7 +165,7 @@ def _from_saelens(folder):
     bias = 'b_gate' if name == 'gated' else 'b_enc'
     names = dict(W_enc='W_enc', W_dec='W_dec', b_enc=bias, b_dec='b_dec') | _LENS_TENSORS[name]
     parts = _take(w, folder/'sae_weights.safetensors', names)
-    parts['W_enc'] = parts['W_enc'].T
+    parts['W_enc'] = parts['W_enc'].movedim(0, -1)
     _sizes(cfg, file, parts, d_out=parts['W_dec'].shape[-1])
     if _flag(cfg, file, 'rescale_acts_by_decoder_norm', False): _fold(parts)
     how = cfg.get('normalize_activations')
