@@ -371,9 +371,9 @@ def test_checkpoint_where_it_cannot_be(tmp_path):
 
 def test_a_full_disk_is_told_before_the_first_evaluation(tmp_path, monkeypatch):
     "disk_full, acdc: before the first evaluation, not after it."
-    import mamba_interp.report.files as files
+    import mamba_interp.report.folders as folders
     def full(*args, **kw): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(files.tempfile, 'TemporaryFile', full)
+    monkeypatch.setattr(folders.tempfile, 'TemporaryFile', full)
     fake = Fake(adding(1, 2))
     refused(lambda: acdc(fake, .5, checkpoint=tmp_path/'a.json'), 'disk is full')
     assert fake.calls == 0

@@ -10,6 +10,14 @@ import math
 from difflib import get_close_matches
 from numbers import Integral, Real
 
+# %% ../../nbs/report/00_checks.ipynb #chks0002
+def _brief(value):
+    "A value as a sentence can hold it."
+    said = repr(value).replace('\n', ' ')
+    return said if len(said) <= 60 else f'{said[:57]}…'
+
+def _range(low, high): return f'of at least {low}' if high is None else f'from {low} to {high}'
+
 # %% ../../nbs/report/00_checks.ipynb #0753c730
 def whole_number(
     value,          # What was given
@@ -20,10 +28,12 @@ def whole_number(
     "Return `value` if it is a whole number from `low` to `high`."
     item = getattr(value, 'item', None)
     if callable(item) and getattr(value, 'ndim', None) == 0: value = item()
-    good = isinstance(value, Integral) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    good = (isinstance(value, Integral) and not isinstance(value, bool) and value >= low
+            and (high is None or value <= high))
     if not good: raise ValueError(f"{name} is {_brief(value)}, expected a whole number {_range(low, high)}")
     return int(value)
 
+# %% ../../nbs/report/00_checks.ipynb #chks0003
 def real_number(
     value,            # What was given
     name:str,         # What it is, for the sentence
@@ -31,22 +41,17 @@ def real_number(
     above:float=None, # … or the value that it must exceed
     high:float=None,  # Largest value allowed
     below:float=None, # … or the value that it must stay under
-)->float:             # The same number as a `float`; raises ValueError for anything else, NaN and infinity included
+)->float:             # The same number as a `float`; raises ValueError for anything else, NaN included
     "Return `value` if it is a finite number within the limits."
     item = getattr(value, 'item', None)
     if callable(item) and getattr(value, 'ndim', None) == 0: value = item()
     good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     good = good and not (low is not None and value < low or above is not None and value <= above)
     good = good and not (high is not None and value > high or below is not None and value >= below)
-    if not good: raise ValueError(f"{name} is {_brief(value)}, expected a finite number{_limits(low, above, high, below)}")
+    if not good:
+        raise ValueError(
+            f"{name} is {_brief(value)}, expected a finite number{_limits(low, above, high, below)}")
     return float(value)
-
-def _brief(value):
-    "A value as a sentence can hold it."
-    said = repr(value).replace('\n', ' ')
-    return said if len(said) <= 60 else f'{said[:57]}…'
-
-def _range(low, high): return f'of at least {low}' if high is None else f'from {low} to {high}'
 
 def _limits(low, above, high, below):
     pairs = (('of at least', low), ('above', above), ('of at most', high), ('below', below))
@@ -62,10 +67,20 @@ def one_of(
     "Return `value` if it is one of `choices`."
     choices = list(choices)
     if any(type(value) is type(o) and value == o for o in choices): return value
-    near = get_close_matches(value, [o for o in choices if isinstance(o, str)], 1, .6) if isinstance(value, str) else []
+    near = (get_close_matches(value, [o for o in choices if isinstance(o, str)], 1, .6)
+            if isinstance(value, str) else [])
     meant = f'; did you mean {near[0]!r}?' if near else ''
     raise ValueError(f"{name} is {_brief(value)}, expected one of {', '.join(map(repr, choices))}{meant}")
 
+# %% ../../nbs/report/00_checks.ipynb #chks0004
+_KINDS = {dict: 'an object', list: 'a list', str: 'text', bool: 'true or false', int: 'a whole number',
+          float: 'a number', type(None): 'nothing (null)'}
+
+def _kind(value): return _KINDS.get(type(value), f'a {type(value).__name__}')
+
+def _kinds(kinds): return ' or '.join(_KINDS.get(o, o.__name__) for o in kinds)
+
+# %% ../../nbs/report/00_checks.ipynb #chks0005
 def fields_of(
     value,      # What was given
     name:str,   # What it is, for the sentence
@@ -73,20 +88,27 @@ def fields_of(
     allowed=None, # Every field that may be there; None for any
 )->dict:        # The same dict; raises ValueError for anything else
     "Return `value` if it is a dict (a JSON object) with the fields that are needed."
-    if not isinstance(value, dict): raise ValueError(f"{name} holds {_kind(value)}, expected an object with fields")
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds {_kind(value)}, expected an object with fields")
     missing = [k for k in needed if k not in value]
-    if missing: raise ValueError(f"{name} has no field {missing[0]!r}; it has {_brief(sorted(map(str, value)))}")
+    if missing:
+        raise ValueError(f"{name} has no field {missing[0]!r}; it has {_brief(sorted(map(str, value)))}")
     for key, kind in needed.items():
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wrong = not isinstance(value[key], kinds) or isinstance(value[key], bool) and bool not in kinds
-        if wrong: raise ValueError(f"{name}: {key!r} is {_kind(value[key])} ({_brief(value[key])}), expected {_kinds(kinds)}")
+        if wrong:
+            raise ValueError(
+                f"{name}: {key!r} is {_kind(value[key])} ({_brief(value[key])}), expected {_kinds(kinds)}")
     unknown = [] if allowed is None else [k for k in value if k not in allowed]
-    if unknown: raise ValueError(f"{name} has a field {unknown[0]!r} that is not known; fields are {', '.join(sorted(allowed))}")
+    if unknown:
+        raise ValueError(
+            f"{name} has a field {unknown[0]!r} that is not known; fields are {', '.join(sorted(allowed))}")
     return value
 
-_KINDS = {dict: 'an object', list: 'a list', str: 'text', bool: 'true or false', int: 'a whole number', float: 'a number', type(None): 'nothing (null)'}
-def _kind(value): return _KINDS.get(type(value), f'a {type(value).__name__}')
-def _kinds(kinds): return ' or '.join(_KINDS.get(o, o.__name__) for o in kinds)
+# %% ../../nbs/report/00_checks.ipynb #chks0006
+class _Absent:
+    def __repr__(self): return 'absent'
+_ABSENT = _Absent()
 
 # %% ../../nbs/report/00_checks.ipynb #abc0eb83
 def same_run(
@@ -99,10 +121,9 @@ def same_run(
     fields_of(found, str(where))
     keys = [k for k in {**found, **asked} if found.get(k, _ABSENT) != asked.get(k, _ABSENT)]
     if not keys: return
-    said = '; '.join(f"{k} {_brief(found.get(k, _ABSENT))} there, {_brief(asked.get(k, _ABSENT))} here" for k in keys[:3])
+    said = '; '.join(f"{k} {_brief(found.get(k, _ABSENT))} there, {_brief(asked.get(k, _ABSENT))} here"
+                     for k in keys[:3])
     more = f' and {len(keys) - 3} more' if len(keys) > 3 else ''
-    raise ValueError(f"{where} belongs to another {what} ({said}{more}): use another folder, or the settings it was begun with")
-
-class _Absent:
-    def __repr__(self): return 'absent'
-_ABSENT = _Absent()
+    raise ValueError(
+        f"{where} belongs to another {what} ({said}{more}): use another folder, or the settings it was "
+        "begun with")
