@@ -96,8 +96,8 @@ def _encoded(tokenizer, texts, answers, bos):
         whole = [next(joined) for _ in many]
         for a, ids in zip(many, whole):
             if ids[:len(prompt)] != prompt: raise ValueError(
-                f"the tokenizer joins the end of the prompt {text[-20:]!r} with the answer {a!r}, so that the "
-                "answer has no tokens of its own")
+                f"the tokenizer joins the end of the prompt {text[-20:]!r} with the answer {a!r}, so that "
+                "the answer has no tokens of its own")
             if not a.strip() or len(ids) == len(prompt): raise ValueError(
                 f"the answer {a!r} has no token of its own after the prompt {text[-20:]!r}")
         out.append(([bos, *prompt], [ids[len(prompt):] for ids in whole]))
@@ -145,7 +145,8 @@ def ask(
         for i, (text, sure, rank, logp) in zip(here, found):
             own = choices.get(questions[i].id, ())
             logp, sizes = (dict(zip(wanted[i], o)) for o in (logp, map(len, encoded[i][1])))
-            told = [tuple(o[a] for a in names) for o, names in ((logp, golds[i]), (sizes, golds[i]), (logp, own))]
+            parts = (logp, golds[i]), (sizes, golds[i]), (logp, own)
+            told = [tuple(o[a] for a in names) for o, names in parts]
             rows[i] = Answer(questions[i].id, first_line(text), text, *told[:2], own, told[2], rank,
                 len(encoded[i][0]), sure, texts[i])
     settings = dict(order=order, context=context, shots=shots, n=n)

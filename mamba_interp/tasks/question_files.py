@@ -86,8 +86,9 @@ def save_questions(
     odd = [o for o in questions if not isinstance(o, Question)]
     if odd: raise ValueError(
         f"questions hold {str(odd[0])[:40]!r} ({type(odd[0]).__name__}), expected `Question`s")
-    header = dict(what=WHAT, version=VERSION, n=len(questions), counts=[[*k, n] for k, n in
-        questions.counts().items()]) | {k: getattr(questions, k) for k in ('sources', 'left', 'policy', 'seed')}
+    counts = [[*k, n] for k, n in questions.counts().items()]
+    about = {k: getattr(questions, k) for k in ('sources', 'left', 'policy', 'seed')}
+    header = dict(what=WHAT, version=VERSION, n=len(questions), counts=counts) | about
     lines = [json.dumps(header, ensure_ascii=False), *(_line(o) for o in questions)]
     return write_file(as_path(file), '\n'.join(lines) + '\n')
 

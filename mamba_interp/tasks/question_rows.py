@@ -70,7 +70,9 @@ def lesson(
 def _asked(facts, asks):
     "Questions after the facts, as pieces of text and whether each counts."
     out = []
-    for o in asks: out += [(f' Question: {o.text}? Answer:', False), (f' {solve(facts, o)}', True), ('.', False)]
+    for o in asks:
+        answer = f' {solve(facts, o)}'
+        out += [(f' Question: {o.text}? Answer:', False), (answer, True), ('.', False)]
     return out
 
 def _restated(rng, facts, wordings):
@@ -80,9 +82,11 @@ def _restated(rng, facts, wordings):
         wording = fact.wording if rng.random() < .5 else rng.choice(wordings)
         text = fact._replace(wording=wording).text
         start = text.rindex(fact.value)
-        out += [(' ' + text[:start].rstrip(), False), (' ' + fact.value, True), (text[start + len(fact.value):], False)]
+        after = text[start + len(fact.value):]
+        out += [(' ' + text[:start].rstrip(), False), (' ' + fact.value, True), (after, False)]
     return out
 
+# %% ../../nbs/tasks/15_question_rows.ipynb #5fb2703d
 def told(
     rng:random.Random, # Source of chance
     facts,             # `Fact`s
@@ -106,9 +110,11 @@ def told(
 def _levels(levels):
     "Weights of levels; raises ValueError for a level that there is not."
     if not isinstance(levels, dict) or not levels or set(levels) - set(LEVELS):
-        raise ValueError(f"levels is {levels!r}, expected a dict from levels ({LEVELS[0]} to {LEVELS[-1]}) to weights")
+        raise ValueError(f"levels is {levels!r}, expected a dict from levels ({LEVELS[0]} to {LEVELS[-1]}) "
+                         f"to weights")
     for level, weight in levels.items(): real_number(weight, f'weight of level {level}', low=0)
-    if not sum(levels.values()) > 0: raise ValueError(f"levels is {levels!r}, expected at least one weight above 0")
+    if not sum(levels.values()) > 0:
+        raise ValueError(f"levels is {levels!r}, expected at least one weight above 0")
     return list(levels), list(levels.values())
 
 def question_rows(
@@ -123,14 +129,16 @@ def question_rows(
 )->Callable:           # `rows(rng, n, length)` -> (n length) token ids, (n length) bool: the answers count
     "Make a source of training rows; raises ValueError for a level that there is not."
     kinds, weights = _levels(levels)
-    shares = {k: real_number(o, k, low=0, high=1) for k, o in dict(restated=restated, twice=twice, before=before).items()}
+    shares = dict(restated=restated, twice=twice, before=before)
+    shares = {k: real_number(o, k, low=0, high=1) for k, o in shares.items()}
     bos = bos_id(tokenizer)
     encode = lru_cache(2**17)(lambda text: tuple(tokenizer(text, add_special_tokens=False)['input_ids']))
     def row(rng, length):
         ids, counts = [], []
         while len(ids) < length:
             facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most, hops, wordings)
-            pieces = [((bos,), False)] + [(encode(text), o) for text, o in told(rng, facts, asks, wordings=wordings, **shares)]
+            written = told(rng, facts, asks, wordings=wordings, **shares)
+            pieces = [((bos,), False)] + [(encode(text), o) for text, o in written]
             ids += [i for piece, _ in pieces for i in piece]
             counts += [o for piece, o in pieces for _ in piece]
         return ids[:length], counts[:length]

@@ -46,7 +46,7 @@ def as_task(
     questions,           # `Question`s of the small world whose answers differ by one value
     tokenizer,           # `transformers` fast tokenizer; every answer is one token after a space
     order:str='after',   # Where the question stands
-)->Task:                 # Filled up on the right; positions of each hop's subject and value, question, person, end
+)->Task:                 # Padded on the right; places of each hop's subject and value, question, person, end
     "Pair each question with one whose last supporting value is another."
     pairs = [(o, _partner(o)) for o in questions if o.ask is not None and o.ask.kind == 'value']
     if not pairs: raise ValueError('a task takes questions of the small world that ask for a value')

@@ -12,8 +12,8 @@ import torch
 from transformers import MambaConfig
 from ..model import Mamba
 from ..report import whole_number
-from ..tasks import (LATER_WORDINGS, NAMES, QUESTION_WORDS, SPOTS, THINGS, TRAINING_WORDINGS, Grammar,
-                                plain_tokens, question_rows, scene_rows, token_ids)
+from ..tasks import (LATER_WORDINGS, NAMES, QUESTION_WORDS, SPOTS, THINGS, TRAINING_WORDINGS,
+                                Grammar, plain_tokens, question_rows, scene_rows, token_ids)
 from .rows import recall_rows, repeat_rows, text_rows
 from .mixture import Mixture, Stage
 from .mimetic import mimetic
@@ -21,7 +21,8 @@ from .recipe import Recipe
 from .sentences import STARTS
 
 # %% ../../nbs/training/19_curriculum.ipynb #ff3604fd
-CURRICULUM_WORDS = tuple(dict.fromkeys([f' {o}' for o in (*NAMES, *SPOTS, *THINGS, *QUESTION_WORDS)] + list(NAMES) + list(STARTS)))
+CURRICULUM_WORDS = tuple(dict.fromkeys(
+    [f' {o}' for o in (*NAMES, *SPOTS, *THINGS, *QUESTION_WORDS)] + list(NAMES) + list(STARTS)))
 
 # %% ../../nbs/training/19_curriculum.ipynb #524df895
 def curriculum_sources(
@@ -37,8 +38,8 @@ def curriculum_sources(
         one_hop=question_rows(tokenizer, {1: 1., 4: 2., 6: 1.}, restated=.3, hops=1),
         two_hops=question_rows(tokenizer, {1: 1., 2: 3., 4: 1., 6: 2.}, restated=.1, wordings=every),
         one_hop_again=question_rows(tokenizer, {1: 1., 4: 2., 6: 1.}, restated=.2, hops=1, wordings=every),
-        every_level=question_rows(tokenizer, {1: 1., 2: 2., 3: 2., 4: 1., 5: 1., 6: 2.}, restated=.05, before=.2,
-                                  wordings=every),
+        every_level=question_rows(tokenizer, {1: 1., 2: 2., 3: 2., 4: 1., 5: 1., 6: 2.}, restated=.05,
+                                  before=.2, wordings=every),
         scenes=scene_rows(tokenizer, Grammar(), text),
         repeat_small=repeat_rows(small),
         repeat=repeat_rows(words, lengths=(3, 20)),
@@ -49,8 +50,10 @@ QUESTION_SOURCES = ('two_facts', 'one_hop', 'one_hop_again', 'two_hops', 'every_
 # %% ../../nbs/training/19_curriculum.ipynb #db1a163d
 CURRICULUM = (
     Stage(0, 16, 96, dict(two_facts=.5, scenes=.15, repeat_small=.2, recall=.15)),
-    Stage(3000, 12, 128, dict(one_hop=.45, scenes=.15, repeat_small=.1, repeat=.1, recall=.1, text=.1), ramp=300),
-    Stage(7000, 9, 176, dict(one_hop_again=.3, two_hops=.3, scenes=.1, repeat=.1, recall=.05, text=.15), ramp=300),
+    Stage(3000, 12, 128, dict(one_hop=.45, scenes=.15, repeat_small=.1, repeat=.1, recall=.1, text=.1),
+          ramp=300),
+    Stage(7000, 9, 176, dict(one_hop_again=.3, two_hops=.3, scenes=.1, repeat=.1, recall=.05, text=.15),
+          ramp=300),
     Stage(13000, 9, 176, dict(every_level=.5, scenes=.1, repeat=.1, recall=.05, text=.25), ramp=300),
     Stage(18000, 24, 176, dict(text=.6, every_level=.25, scenes=.06, repeat=.06, recall=.03), ramp=1000))
 CURRICULUM_RECIPE = Recipe(steps=34000, lr=4e-3, precision='bfloat16', hold=.5)

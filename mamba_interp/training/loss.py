@@ -40,7 +40,7 @@ def next_token_loss(
     tokens:Tensor,   # (b t+1) token ids
     mask:Tensor=None, # (b t) bool or float32 weights: how much tokens[:, 1:] count; all the same if None
 )->Tensor:           # Weighted mean of the cross-entropy, nats
-    "Return the next-token cross-entropy; raises ValueError for tokens that the model lacks, or if none counts."
+    "Return the next-token cross-entropy; raises ValueError for unknown tokens, or if none counts."
     _check_batch(tokens, mask)
     logits, target = model(tokens[:, :-1]), tokens[:, 1:]
     low, high = tokens.min().item(), tokens.max().item()

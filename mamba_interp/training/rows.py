@@ -78,7 +78,7 @@ def recall_rows(
     asked:int=2,  # How often each key is asked for
     bos:int=0,    # First token of every row
 )->Callable:
-    "Make a source of key–value lists, then their pairs in other orders (Arora et al. 2023); those values count."
+    "Make a source of key–value lists, then their pairs in other orders, which count (Arora et al. 2023)."
     pool = _pool(pool, pairs, 'pairs', bos=bos, asked=asked)
     keys,values = pool[:len(pool)//2],pool[len(pool)//2:]
     if len(keys)<pairs[1]: raise ValueError(f'{len(pool)} tokens are too few for {pairs[1]} pairs')
