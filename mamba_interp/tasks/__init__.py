@@ -48,6 +48,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     asking=['ask'],
     answer_baselines=['answer_baselines', 'group_of', 'majority_answers', 'random_twin', 'rule_answers'],
     answer_factors=['FACTORS', 'LABELS', 'answer_factors', 'by_factor'],
-    answer_report=['CONFIDENCE', 'MODES', 'Difference', 'Score', 'Trust', 'answer_groups', 'answer_parts',
-                   'answer_report'],
-    answer_pages=['ANSWER_REPORT', 'Report', 'Section', 'markdown_table', 'page_html']))
+    answer_report=['CONFIDENCE', 'MODES', 'Difference', 'Report', 'Score', 'Trust', 'answer_groups',
+                   'answer_parts', 'answer_report'],
+    answer_pages=['ANSWER_REPORT', 'Section', 'markdown_table', 'page_html', 'reliability_figure',
+                  'report_html', 'report_json', 'report_markdown', 'report_sections']))

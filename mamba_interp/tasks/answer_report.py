@@ -103,7 +103,7 @@ def _trust(part, answers, bins, seed):
 # %% ../../nbs/tasks/30_answer_report.ipynb #32661913
 @dataclass(frozen=True, eq=False)
 class Report:
-    "What a model answered, in numbers; `.html(file)`, `.markdown(file)` and `.json(file)` write it down."
+    "What a model answered, in numbers; `report_html`, `report_markdown` and `report_json` write it down."
     mode:str          # A key of `MODES`
     by:str            # Who answered
     settings:dict     # How was asked
@@ -182,7 +182,6 @@ def answer_report(
     seed:int=0,        # Seed of the resampling
 )->Report:             # raises ValueError for a part without answers or a baseline with other questions
     "Score answers by group, beside baselines."
-    from mamba_interp.tasks.answer_pages import Report  # the same class, with the methods that write it down
     if not isinstance(answers, Answers): raise ValueError(
         f"answers is {str(answers)[:40]!r} ({type(answers).__name__}), expected `Answers`, as from `ask`")
     whole_number(bins, 'bins', 2), whole_number(seed, 'seed', 0)

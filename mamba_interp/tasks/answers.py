@@ -70,14 +70,6 @@ class Answers:
         "One number a question."
         score = SCORES[one_of(name, 'name', tuple(SCORES))]
         return np.array([score(q, r) for q, r in zip(self.questions, self.rows)], float)
-    def report(self,
-        mode:str='custom', # 'custom' (the small world), 'data' (data sets), 'both'
-        against=None,      # Name -> `Answers` to the same questions
-        **options,         # As for `answer_report`
-    ):                     # `Report`
-        "Score these answers by group, beside baselines."
-        from mamba_interp.tasks.answer_report import answer_report
-        return answer_report(self, mode, against, **options)
 
 # %% ../../nbs/tasks/26_answers.ipynb #d3c89fd5
 def _choice(row):
