@@ -8,7 +8,7 @@ __all__ = ['lines', 'bars']
 # %% ../../nbs/report/09_charts.ipynb #afc65c4d
 import numpy as np
 import plotly.graph_objects as go
-from .axes import (_ENDS, _first, _panels, label_text, labelled_axis, plain_labels,
+from .axes import (_ENDS, _first, _panels, axis_title, label_text, labelled_axis, plain_labels,
                                       plain_numbers, value_rows)
 from .figures import PALETTE, Figure, in_house_style
 
@@ -62,7 +62,7 @@ def lines(
         fig.add_scatter(x=at, y=plain_numbers(v), name=label_text(k), legendgroup=k, mode=mode,
                         line=dict(color=colour, dash=_DASHES[i%4]), marker=dict(symbol=i, size=6),
                         customdata=_shown(band), hovertemplate=_hover(names, k, band))
-    fig.update_xaxes(**axis, title_text=names[0]).update_yaxes(title_text=names[1])
+    fig.update_xaxes(**axis, title_text=names[0]).update_yaxes(title_text=axis_title(names[1]))
     fig.update_layout(showlegend=len(series)>1)
     return in_house_style(fig, _columns(x, series, names), layout)
 
@@ -98,6 +98,6 @@ def bars(
         fig.add_scatter(x=at, y=plain_numbers(v), name=label_text(k), mode='markers',
                         hovertemplate=_hover(names, k, None),
                         marker=dict(symbol='diamond-open', size=11, color=colour, line_width=2))
-    fig.update_xaxes(**axis, title_text=names[0]).update_yaxes(title_text=names[1])
+    fig.update_xaxes(**axis, title_text=names[0]).update_yaxes(title_text=axis_title(names[1]))
     fig.update_layout(showlegend=len(series)+len(marks)>1)
     return in_house_style(fig, _columns(x, series | marks, names), layout)

@@ -65,7 +65,8 @@ class Figure(go.Figure):
     _still = None              # draws it as SVG, where that needs no plotly.js
 
     def __repr__(self):
-        named = self.layout.title.text or f'{self.layout.yaxis.title.text} by {self.layout.xaxis.title.text}'
+        axes = f'{self.layout.yaxis.title.text} by {self.layout.xaxis.title.text}'
+        named = self.layout.title.text or axes.replace('<br>', ' ')
         return f'Figure({named!r})'
 
     def _drawing(self): return _in_sight(json.loads(self.to_json())) | {'config': CONFIG}

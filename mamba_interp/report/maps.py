@@ -9,7 +9,7 @@ __all__ = ['heatmap', 'attention_map']
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from .axes import (_ENDS, _first, _panels, _range, label_text, labelled_axis, plain_labels,
+from .axes import (_ENDS, _first, _panels, _range, axis_title, label_text, labelled_axis, plain_labels,
                                       plain_numbers)
 from .figures import Figure, in_house_style
 
@@ -57,7 +57,7 @@ def heatmap(
     fig.update_yaxes(**labelled_axis(y, tall)[1], autorange='reversed', showgrid=False, zeroline=False)
     for i in range(len(panels)-across, len(panels)):
         fig.update_xaxes(showticklabels=True, title_text=names[0], row=i//across+1, col=i%across+1)
-    fig.update_yaxes(title_text=names[1], col=1).update_annotations(font_size=13)
+    fig.update_yaxes(title_text=axis_title(names[1]), col=1).update_annotations(font_size=13)
     colours = dict(cmin=low, cmax=high, colorscale=scale, colorbar=_bar(names[2]))
     fig.update_layout(height=down*(tall+50)+90, coloraxis=colours)
     return in_house_style(fig, _grids(x, y, panels, names), layout)
