@@ -37,10 +37,10 @@ LEVELS = (0, *SIZES)
 REACH = {0: 1, 1: 1, 2: 2, 3: 3, 4: 1, 5: 2, 6: 2}     # relations in the longest question of a level
 _KNOWN = tuple(o for o in NAMES if o not in FRESH)
 
-def _two_facts(rng, wordings):
+def _two_facts(rng, wordings, names):
     "Two facts about one relation of two people."
     relation = rng.choice(list(RELATIONS))
-    people = rng.sample(_KNOWN, 4)
+    people = rng.sample(names, 4)
     values = rng.sample(VALUES[relation], 2) if relation in ATTRIBUTES else people[2:]
     return [Fact(o, relation, value, rng.choice(wordings)) for o, value in zip(people, values)]
 
@@ -50,11 +50,13 @@ def lesson(
     most:int=8,        # Largest number of questions
     hops:int=None,     # Longest path of relations that is asked for; `REACH` of the level if None
     wordings=TRAINING_WORDINGS, # Indices of the wordings of facts; raises ValueError for `TEST_WORDING`
+    names=_KNOWN,      # Names of people, at least 24; raises ValueError for one of `FRESH`
 )->tuple:              # `Fact`s, and `Ask`s that they answer
     "Draw facts of a level and questions about them, as training may see them."
     if TEST_WORDING in wordings: raise ValueError(f'wording {TEST_WORDING} is kept for tests, got {wordings}')
-    if level == 0: facts, ask = _two_facts(rng, wordings), None
-    else: facts, ask = draw_facts(rng, _KNOWN, wordings, level, rng.randrange(10**6))
+    if bad := sorted({*names} & {*FRESH}): raise ValueError(f'name {bad[0]!r} is kept for tests')
+    if level == 0: facts, ask = _two_facts(rng, wordings, names), None
+    else: facts, ask = draw_facts(rng, names, wordings, level, rng.randrange(10**6))
     facts, hops = list(facts), min(hops or REACH[level], REACH[level])
     if ask is not None and len(ask.relations) > hops: ask = None
     every = [o for o in chains(facts, hops) if o != ask]
@@ -76,10 +78,13 @@ def _asked(facts, asks):
     return out
 
 def _restated(rng, facts, wordings):
-    "Each fact once more, as pieces of text and whether each counts."
+    "Each fact once more, its value last, as pieces of text and whether each counts."
     out = []
     for fact in rng.sample(facts, len(facts)):
-        wording = fact.wording if rng.random() < .5 else rng.choice(wordings)
+        said = RELATIONS[fact.relation]
+        last = [o for o in wordings if said[o].index('[S]') < said[o].index('[V]')]
+        wording = fact.wording if rng.random() < .5 else rng.choice(last)
+        if wording not in last: wording = rng.choice(last)
         text = fact._replace(wording=wording).text
         start = text.rindex(fact.value)
         after = text[start + len(fact.value):]
@@ -95,9 +100,11 @@ def told(
     twice:float=.3,    # Share in which the questions are asked a second time, 0 to 1
     before:float=0.,   # Share in which one question stands before the facts, 0 to 1
     wordings=TRAINING_WORDINGS, # Indices of the wordings in which facts are said again
+    openings=(),       # Sentences of which one is said before the facts
 )->list:               # (text, does it count?)
     "Write a lesson down in one of four ways."
-    said = ' '.join(o.text for o in facts)
+    begun = [rng.choice(openings)] if openings else []
+    said = ' '.join(filter(None, [*begun, *(o.text for o in facts)]))
     if rng.random() < restated: return [(said, False), *_restated(rng, facts, wordings)]
     if rng.random() < before:
         question, again = f'Question: {asks[0].text}?', rng.random() < .5
@@ -126,6 +133,8 @@ def question_rows(
     most:int=8,        # Largest number of questions about the same facts
     hops:int=None,     # As in `lesson`
     wordings=TRAINING_WORDINGS, # As in `lesson`
+    names=_KNOWN,      # As in `lesson`
+    openings=(),       # As in `told`
 )->Callable:           # `rows(rng, n, length)` -> (n length) token ids, (n length) bool: the answers count
     "Make a source of training rows; raises ValueError for a level that there is not."
     kinds, weights = _levels(levels)
@@ -136,8 +145,8 @@ def question_rows(
     def row(rng, length):
         ids, counts = [], []
         while len(ids) < length:
-            facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most, hops, wordings)
-            written = told(rng, facts, asks, wordings=wordings, **shares)
+            facts, asks = lesson(rng, rng.choices(kinds, weights)[0], most, hops, wordings, names)
+            written = told(rng, facts, asks, wordings=wordings, openings=openings, **shares)
             pieces = [((bos,), False)] + [(encode(text), o) for text, o in written]
             ids += [i for piece, _ in pieces for i in piece]
             counts += [o for piece, o in pieces for _ in piece]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEOPLE_RELATIONS', 'ATTRIBUTES', 'VALUES', 'COUNTS', 'RELATIONS', 'TRAINING_WORDINGS', 'TEST_WORDING',
-           'LATER_WORDINGS', 'FRESH', 'QUESTION_WORDS', 'Fact', 'Ask', 'solve', 'needed']
+           'LATER_WORDINGS', 'WIDE_WORDINGS', 'FRESH', 'QUESTION_WORDS', 'more_wordings', 'Fact', 'Ask', 'solve',
+           'needed']
 
 # %% ../../nbs/tasks/11_small_world.ipynb #8fd7d687
 from typing import NamedTuple
@@ -39,6 +40,44 @@ ATTRIBUTES = dict(
         '[S] never orders anything but [V].', '[S] asks for [V].', '[S] is fond of [V].',
         '[S] has a glass of [V].'))
 
+# %% ../../nbs/tasks/11_small_world.ipynb #wide0002
+_PEOPLE_BUILDS = (
+    '[V] is the {0} of [S].', "[V] is [S]'s {0}.", 'As for [S], the {0} is [V].', 'The {0} that [S] has is [V].',
+    'For [S] the {0} is [V].', 'It is [V] who is the {0} of [S].', 'We know that the {0} of [S] is [V].',
+    'People say that [V] is the {0} of [S].', '[S] said: my {0} is [V].')
+_ATTRIBUTE_BUILDS = (
+    'As for [S], the {0} is {1}.', 'The {0} that [S] has is {1}.', 'For [S] the {0} is {1}.',
+    'It is {1} that is the {0} of [S].', 'We know that the {0} of [S] is {1}.',
+    'People say that {1} is the {0} of [S].', '[S] said: my {0} is {1}.')
+
+# %% ../../nbs/tasks/11_small_world.ipynb #wide0003
+_MORE = dict(
+    boss=('[V] pays [S].', '[V] gives [S] the work.', 'The office of [S] is led by [V].', '[S] serves under [V].'),
+    teacher=('[V] teaches [S].', '[S] learns from [V].', '[V] gives lessons to [S].',
+        'The lessons of [S] come from [V].'),
+    doctor=('[V] treats [S].', 'When [S] is ill, one sends for [V].', '[V] keeps [S] healthy.',
+        'The pills of [S] come from [V].'),
+    neighbour=('[V] lives next door to [S].', '[S] lives beside [V].', '[V] shares a fence with [S].',
+        'The house by that of [S] belongs to [V].'),
+    city=('The house of [S] stands in [V].', '[S] settled in [V].', '[S] has an address in [V].',
+        'You will meet [S] in [V].', '[S] was last seen in [V].', '[S] grew old in [V].'),
+    pet=('[S] keeps a [V].', '[S] plays with a [V].', '[S] bought a [V].', '[S] is never without a [V].',
+        'A [V] belongs to [S].', 'A [V] follows [S].'),
+    colour=('[S] prefers [V].', 'The coat of [S] is [V].', '[S] dresses in [V].', 'Everything about [S] is [V].',
+        'The door of [S] is [V].', '[S] would choose [V].'),
+    month=('[S] arrived in the world in [V].', 'In [V] [S] is a year older.', 'It was [V] when [S] was born.',
+        '[S] saw the light of day in [V].', '[S] has the cake in [V].', 'Every [V] [S] has a party.'),
+    drink=('[S] wants [V].', '[S] would like some [V].', '[S] lives on [V].', 'The glass of [S] is full of [V].',
+        '[S] pours some [V].', 'For [S] only [V] will do.'))
+
+def more_wordings(
+    relation:str, # A key of `PEOPLE_RELATIONS` or `ATTRIBUTES`
+)->tuple:         # Sentences with `[S]` and `[V]`, thirteen for each relation
+    "Return the wordings of a relation that training reads last."
+    builds = _PEOPLE_BUILDS if relation in PEOPLE_RELATIONS else _ATTRIBUTE_BUILDS
+    value = 'a [V]' if relation == 'pet' else '[V]'
+    return tuple(o.format(relation, value) for o in builds) + _MORE[relation]
+
 # %% ../../nbs/tasks/11_small_world.ipynb #f60b7fb5
 VALUES = dict(
     city='London Paris Rome Berlin Vienna Madrid Dublin Boston Chicago Athens Moscow Venice Oxford '
@@ -49,10 +88,12 @@ VALUES = dict(
     drink='tea coffee milk water wine beer brandy rum soup juice cider gin'.split())
 
 COUNTS = 'none one two three four'.split()
-RELATIONS = PEOPLE_RELATIONS | ATTRIBUTES
+RELATIONS = {name: (*said, *more_wordings(name))
+             for name, said in (PEOPLE_RELATIONS | ATTRIBUTES).items()}
 TRAINING_WORDINGS = (0, 1, 2)
 TEST_WORDING = 3
 LATER_WORDINGS = (4, 5, 6)
+WIDE_WORDINGS = tuple(range(7, 20))
 FRESH = tuple(
     'Mary Barbara Maria Lisa Helen Sarah Angela Anna Martha Alice Joan Nicole Irene Jane Rachel Louise '
     'Eva James John David Joseph Thomas Daniel George Kevin Eric Stephen Jerry Patrick Henry Arthur Jack '
