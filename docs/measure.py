@@ -57,9 +57,18 @@ def functions(texts):
     "(text, node) of every function and method, nested ones too."
     return [(o, n) for o in texts for n in ast.walk(o.tree) if isinstance(n, FUNCTIONS)]
 
+CAPTION = re.compile(r'#\s*\|\s*(fig|tbl)-(cap|alt):')   # Quarto reads a caption from one line
+
+def written(text):
+    "The lines that somebody writes: nbdev makes `__all__` and the first line, and a caption stands on one line."
+    named = lambda n: isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__'
+    about = lambda n: n is text.tree.body[0] and ast.get_docstring(text.tree) is not None
+    made = {i for n in text.tree.body if named(n) or about(n) for i in range(n.lineno, n.end_lineno + 1)}
+    return [line for i,line in enumerate(text.source.splitlines(), 1) if i not in made and not CAPTION.match(line)]
+
 def wide(texts, width):
-    "(text, line) of lines that are wider."
-    return [(o, line) for o in texts for line in o.source.splitlines() if len(line) > width]
+    "(text, line) of written lines that are wider."
+    return [(o, line) for o in texts for line in written(o) if len(line) > width]
 
 def crowded(texts):
     "(text, node) of assignments to more than a pair at once."

@@ -8,7 +8,8 @@ __all__ = ['lines', 'bars']
 # %% ../../nbs/report/09_charts.ipynb #afc65c4d
 import numpy as np
 import plotly.graph_objects as go
-from .axes import (_ENDS, _first, _panels, axis_title, label_text, labelled_axis, plain_labels,
+from .axes import (_ENDS, _first, _panels, axis_title, label_text, labelled_axis,
+                                      plain_labels,
                                       plain_numbers, value_rows)
 from .figures import PALETTE, Figure, in_house_style
 

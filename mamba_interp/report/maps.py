@@ -9,7 +9,8 @@ __all__ = ['heatmap', 'attention_map']
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from .axes import (_ENDS, _first, _panels, _range, axis_title, label_text, labelled_axis, plain_labels,
+from .axes import (_ENDS, _first, _panels, _range, axis_title, label_text, labelled_axis,
+                                      plain_labels,
                                       plain_numbers)
 from .figures import Figure, in_house_style
 

@@ -30,7 +30,8 @@ def _parts(found):
         for part, o in found.parts.items() for group, n in o['groups'].items()]
     settings = ', '.join(f'{k} {v}' for k, v in found.settings.items()) or 'none'
     return Section('Questions', f'Mode {found.mode}; answers by {found.by}; settings: {settings}. The'
-        ' smallest difference is that between two independent runs about one half which n questions show (power .8).',
+        ' smallest difference is that between two independent runs about one half which n questions show'
+        ' (power .8).',
         ['part', 'group', 'n', 'smallest difference', 'sha256 of the questions'], rows)
 
 # %% ../../nbs/tasks/31_answer_pages.ipynb #30bc0dc3
@@ -67,6 +68,7 @@ def _differences(found, part):
 
 def _p(p): return f'{p:.2g}' if p >= 1e-4 else '< 0.0001'
 
+# %% ../../nbs/tasks/31_answer_pages.ipynb #2dbca931
 def _trust(found):
     "Calibration of each part and kind of confidence."
     names = dict(ece='ECE', brier='Brier score', auroc='AUROC')
@@ -110,6 +112,7 @@ def _failed(found, most):
 
 def _short(text, most): return text if len(text) <= most else f'…{text[-most:]}'
 
+# %% ../../nbs/tasks/31_answer_pages.ipynb #598fa94a
 def report_sections(
     found:Report, # Of `answer_report`
     worst:int=10, # Failures shown
@@ -162,13 +165,15 @@ def markdown_table(
     said = [head, ['---']*len(head), *body]
     return '\n'.join(f"| {' | '.join(row)} |" for row in said)
 
+# %% ../../nbs/tasks/31_answer_pages.ipynb #0e7b0ead
 def report_markdown(
     found:Report, # Of `answer_report`
     file,         # Where to, such as 'answers.md'
     worst:int=10, # Failures shown
 )->Path:
     "Write the report as Markdown."
-    said = [f'## {o.title}\n\n{o.text}\n\n{markdown_table(o.rows, o.columns)}' for o in report_sections(found, worst)]
+    sections = report_sections(found, worst)
+    said = [f'## {o.title}\n\n{o.text}\n\n{markdown_table(o.rows, o.columns)}' for o in sections]
     return write_file(as_path(file), '\n\n'.join([f'# Answers of {found.by}', *said]) + '\n')
 
 # %% ../../nbs/tasks/31_answer_pages.ipynb #7b32e9f0

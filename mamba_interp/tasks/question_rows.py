@@ -124,6 +124,7 @@ def _levels(levels):
         raise ValueError(f"levels is {levels!r}, expected at least one weight above 0")
     return list(levels), list(levels.values())
 
+# %% ../../nbs/tasks/15_question_rows.ipynb #9fcb9d93
 def question_rows(
     tokenizer,         # `transformers` fast tokenizer
     levels:dict,       # Level -> weight

@@ -42,8 +42,8 @@ ATTRIBUTES = dict(
 
 # %% ../../nbs/tasks/11_small_world.ipynb #wide0002
 _PEOPLE_BUILDS = (
-    '[V] is the {0} of [S].', "[V] is [S]'s {0}.", 'As for [S], the {0} is [V].', 'The {0} that [S] has is [V].',
-    'For [S] the {0} is [V].', 'It is [V] who is the {0} of [S].', 'We know that the {0} of [S] is [V].',
+    '[V] is the {0} of [S].', "[V] is [S]'s {0}.", 'As for [S], the {0} is [V].',
+    'The {0} that [S] has is [V].', 'For [S] the {0} is [V].', 'It is [V] who is the {0} of [S].', 'We know that the {0} of [S] is [V].',
     'People say that [V] is the {0} of [S].', '[S] said: my {0} is [V].')
 _ATTRIBUTE_BUILDS = (
     'As for [S], the {0} is {1}.', 'The {0} that [S] has is {1}.', 'For [S] the {0} is {1}.',
@@ -52,7 +52,8 @@ _ATTRIBUTE_BUILDS = (
 
 # %% ../../nbs/tasks/11_small_world.ipynb #wide0003
 _MORE = dict(
-    boss=('[V] pays [S].', '[V] gives [S] the work.', 'The office of [S] is led by [V].', '[S] serves under [V].'),
+    boss=('[V] pays [S].', '[V] gives [S] the work.', 'The office of [S] is led by [V].',
+        '[S] serves under [V].'),
     teacher=('[V] teaches [S].', '[S] learns from [V].', '[V] gives lessons to [S].',
         'The lessons of [S] come from [V].'),
     doctor=('[V] treats [S].', 'When [S] is ill, one sends for [V].', '[V] keeps [S] healthy.',
@@ -63,12 +64,12 @@ _MORE = dict(
         'You will meet [S] in [V].', '[S] was last seen in [V].', '[S] grew old in [V].'),
     pet=('[S] keeps a [V].', '[S] plays with a [V].', '[S] bought a [V].', '[S] is never without a [V].',
         'A [V] belongs to [S].', 'A [V] follows [S].'),
-    colour=('[S] prefers [V].', 'The coat of [S] is [V].', '[S] dresses in [V].', 'Everything about [S] is [V].',
-        'The door of [S] is [V].', '[S] would choose [V].'),
+    colour=('[S] prefers [V].', 'The coat of [S] is [V].', '[S] dresses in [V].',
+        'Everything about [S] is [V].', 'The door of [S] is [V].', '[S] would choose [V].'),
     month=('[S] arrived in the world in [V].', 'In [V] [S] is a year older.', 'It was [V] when [S] was born.',
         '[S] saw the light of day in [V].', '[S] has the cake in [V].', 'Every [V] [S] has a party.'),
-    drink=('[S] wants [V].', '[S] would like some [V].', '[S] lives on [V].', 'The glass of [S] is full of [V].',
-        '[S] pours some [V].', 'For [S] only [V] will do.'))
+    drink=('[S] wants [V].', '[S] would like some [V].', '[S] lives on [V].',
+        'The glass of [S] is full of [V].', '[S] pours some [V].', 'For [S] only [V] will do.'))
 
 def more_wordings(
     relation:str, # A key of `PEOPLE_RELATIONS` or `ATTRIBUTES`

@@ -64,7 +64,7 @@ class _NoPrompts(IndexError,ValueError):
 @patch_to(Task)
 def __getitem__(self, i):
     i = [i] if isinstance(i,Integral) and not isinstance(i,bool) else i
-    try: found = self.index[i].ndim==1 and i is not None
+    try: found = not isinstance(i,str) and self.index[i].ndim==1 and i is not None
     except (IndexError,TypeError,ValueError,RuntimeError) as e:
         raise _NoPrompts(
             f'{str(i)[:60]} names no prompts of a task that has {len(self)}; expected a number, a '

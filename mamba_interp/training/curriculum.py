@@ -13,7 +13,8 @@ from transformers import MambaConfig
 from ..model import Mamba
 from ..report import whole_number
 from ..tasks import (FRESH, LATER_WORDINGS, NAMES, NEW_NAMES, QUESTION_WORDS, RELATIONS, SPOTS,
-                                THINGS, TRAINING_WORDINGS, WIDE_WORDINGS, Grammar, plain_tokens, question_rows, scene_rows, token_ids)
+                                THINGS, TRAINING_WORDINGS, WIDE_WORDINGS, Grammar, plain_tokens,
+                                question_rows, scene_rows, token_ids)
 from .rows import recall_rows, repeat_rows, text_rows
 from .mixture import Mixture, Stage
 from .mimetic import mimetic
@@ -25,8 +26,9 @@ CURRICULUM_WORDS = tuple(dict.fromkeys(
     [f' {o}' for o in (*NAMES, *SPOTS, *THINGS, *QUESTION_WORDS)] + list(NAMES) + list(STARTS)))
 
 # %% ../../nbs/training/19_curriculum.ipynb #wide1001
-LESSON_OPENINGS = ('Here is what we know.', 'Listen.', 'This is a story.', 'Read this with care.', 'Now the facts.',
-            'I will tell you something.', 'They told me this.', 'Remember it well.')
+LESSON_OPENINGS = ('Here is what we know.', 'Listen.', 'This is a story.', 'Read this with care.',
+                    'Now the facts.',
+                    'I will tell you something.', 'They told me this.', 'Remember it well.')
 
 def words_as_names(
     tokenizer, # Its tokenizer
@@ -54,7 +56,8 @@ def curriculum_sources(
         every_level=question_rows(tokenizer, {1: 1., 2: 2., 3: 2., 4: 1., 5: 1., 6: 2.}, restated=.05,
                                   before=.2, wordings=every),
         many_wordings=question_rows(tokenizer, {1: 2., 2: 3., 3: 1., 4: 2., 5: 1., 6: 2.}, restated=.1,
-                                    before=.1, wordings=every + WIDE_WORDINGS, openings=('', *LESSON_OPENINGS)),
+                                    before=.1, wordings=every + WIDE_WORDINGS,
+                                    openings=('', *LESSON_OPENINGS)),
         any_names=question_rows(tokenizer, {1: 2., 2: 3., 4: 2., 6: 2.}, restated=.1,
                                 wordings=every + WIDE_WORDINGS, names=words_as_names(tokenizer),
                                 openings=LESSON_OPENINGS),
@@ -75,8 +78,8 @@ CURRICULUM = (
           ramp=300),
     Stage(13000, 9, 176, dict(every_level=.5, scenes=.1, repeat=.1, recall=.05, text=.25), ramp=300),
     Stage(18000, 24, 176, dict(text=.6, every_level=.25, scenes=.06, repeat=.06, recall=.03), ramp=1000),
-    Stage(26500, 24, 176, dict(text=.52, many_wordings=.22, any_names=.15, scenes=.06, repeat=.03, recall=.02),
-          ramp=200))
+    Stage(26500, 24, 176,
+          dict(text=.52, many_wordings=.22, any_names=.15, scenes=.06, repeat=.03, recall=.02), ramp=200))
 CURRICULUM_RECIPE = Recipe(steps=34000, lr=4e-3, precision='bfloat16', hold=.5)
 
 def curriculum_mixture(
