@@ -11,4 +11,7 @@ from ..report import face
 # %% ../../nbs/lenses/index.ipynb #lens0004
 __getattr__, __dir__, __all__ = face(__name__, dict(
     retention=['Retention', 'pair_of', 'retention'],
-    half_lives=['HalfLives', 'half_lives']))
+    half_lives=['HalfLives', 'half_lives'],
+    write_jacobian=['WriteJacobian', 'write_jacobian'],
+    pull_back=['Output', 'check_gradients', 'jacobian', 'pull_back', 'source_sites'],
+    influence=['Influence', 'fisher_root', 'influence', 'log_targets']))
