@@ -14,4 +14,6 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     half_lives=['HalfLives', 'half_lives'],
     write_jacobian=['WriteJacobian', 'write_jacobian'],
     pull_back=['Output', 'check_gradients', 'jacobian', 'pull_back', 'source_sites'],
-    influence=['Influence', 'fisher_root', 'influence', 'log_targets']))
+    influence=['Influence', 'fisher_root', 'influence', 'log_targets'],
+    receptive_field=['Reach', 'receptive_field'],
+    spectrum=['Spectrum', 'push_forward', 'spectrum']))
