@@ -16,4 +16,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     pull_back=['Output', 'check_gradients', 'jacobian', 'pull_back', 'source_sites'],
     influence=['Influence', 'fisher_root', 'influence', 'log_targets'],
     receptive_field=['Reach', 'receptive_field'],
-    spectrum=['Spectrum', 'push_forward', 'spectrum']))
+    spectrum=['Spectrum', 'push_forward', 'spectrum'],
+    replacement=['Replacement', 'rank_agreement', 'replacement']))
