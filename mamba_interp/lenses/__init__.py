@@ -17,4 +17,6 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     influence=['Influence', 'fisher_root', 'influence', 'log_targets'],
     receptive_field=['Reach', 'receptive_field'],
     spectrum=['Spectrum', 'push_forward', 'spectrum'],
-    replacement=['Replacement', 'rank_agreement', 'replacement']))
+    replacement=['Replacement', 'rank_agreement', 'replacement'],
+    logit_lens=['Reading', 'answer_rank', 'finish', 'logit_lens', 'width_sites'],
+    jacobian_lens=['RULES', 'JacobianLens', 'fit_lens']))

@@ -64,7 +64,7 @@ def source_sites(
 def pull_back(
     model,         # A `Mamba` or an `Adapter`
     tokens:Tensor, # (b t) token ids
-    of,            # What is looked at, as for `Output`
+    of,            # An `Output`, or what it takes
     target:int,    # At which token
     sources,       # Pattern, `Site`, or a list of these
     weigh,         # `weigh(y (r …), i (r))` -> (r …): the direction with index i of each row to carry back
@@ -74,7 +74,8 @@ def pull_back(
     attention_mask:Tensor=None, # (b t) 0 for padding
 ):                 # Iterator of (directions (r), prompts (r), `Site` -> (r s …)), with s up to the target
     "Carry directions of an output back to every source site and token."
-    tokens, out = check_tokens(tokens, model.config.vocab_size, model.device), Output(model, of)
+    tokens = check_tokens(tokens, model.config.vocab_size, model.device)
+    out = of if isinstance(of, Output) else Output(model, of)
     target = pair_of(target, 0, tokens.shape[1])[0]
     sites, batch = source_sites(model, sources), whole_number(batch, 'batch')
     check_gradients(model)
