@@ -19,4 +19,6 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     spectrum=['Spectrum', 'push_forward', 'spectrum'],
     replacement=['Replacement', 'rank_agreement', 'replacement'],
     logit_lens=['Reading', 'answer_rank', 'finish', 'logit_lens', 'width_sites'],
-    jacobian_lens=['RULES', 'JacobianLens', 'fit_lens']))
+    jacobian_lens=['RULES', 'fit_lens'],
+    lens_files=['load_lens', 'save_lens'],
+    lens_concepts=['JacobianLens', 'add_direction', 'remove_directions', 'swap_directions']))
