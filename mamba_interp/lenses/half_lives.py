@@ -22,7 +22,8 @@ class HalfLives:
     weight:list # The same shapes: what is written times how strongly it is read
     def __len__(self): return len(self.tokens)
     def __repr__(self):
-        return f"HalfLives: median {', '.join(f'{self.quantile(.5, l):.3g}' for l in range(len(self)))} tokens"
+        medians = [f'{self.quantile(.5, l):.3g}' for l in range(len(self))]
+        return f"HalfLives: median {', '.join(medians)} tokens"
 
 # %% ../../nbs/lenses/01_half_lives.ipynb #half0008
 @patch_to(HalfLives)

@@ -32,7 +32,8 @@ class Influence:
         return self.squared.sqrt()
     def __repr__(self):
         m, b, l, q, s = self.squares.shape
-        return f'Influence on {self.of} at {q} targets, by {l} sites at {s} tokens; {b} prompts, {m} directions'
+        sizes = f'{l} sites at {s} tokens; {b} prompts, {m} directions'
+        return f'Influence on {self.of} at {q} targets, by {sizes}'
 
 # %% ../../nbs/lenses/04_influence.ipynb #inf00009
 @patch_to(Influence)
@@ -58,7 +59,8 @@ def log_targets(
 )->list:        # Token indices in order, the last token among them
     "Choose targets whose distances from the first token are even on a logarithmic scale."
     length = whole_number(length, 'length')
-    steps = torch.logspace(0, torch.tensor(float(length)).log10().item(), whole_number(many, 'many'), dtype=torch.float64)
+    steps = torch.logspace(0, torch.tensor(float(length)).log10().item(), whole_number(many, 'many'),
+                           dtype=torch.float64)
     return sorted({min(length, round(o)) - 1 for o in steps.tolist()} | {length - 1})
 
 def _signs(shape, many, seed, like):
@@ -121,4 +123,5 @@ def _targets(targets, length):
     each = targets.tolist() if hasattr(targets, 'tolist') else targets
     found = [pair_of(o, 0, length)[0] for o in (each if isinstance(each, (list, tuple, range)) else [each])]
     if found: return found
-    raise ValueError("targets is empty, expected at least one token index, or None for tokens at growing distances")
+    raise ValueError(
+        "targets is empty, expected at least one token index, or None for tokens at growing distances")

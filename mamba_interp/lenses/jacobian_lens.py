@@ -18,7 +18,7 @@ from ..report import one_of, patch_to, real_number, whole_number
 @dataclass(frozen=True, eq=False)
 class JacobianLens:
     "Mean derivatives of the end of a model by the residual stream entering its blocks, lag by lag."
-    lags:Tensor    # (l k+1 d d) share of each lag; the last entry is all longer lags; (l 1 d d) if only their sum is known
+    lags:Tensor    # (l k+1 d d) share of each lag, the last entry being all longer lags; or (l 1 d d) their sum
     pairs:Tensor   # (k+1) pairs of tokens behind each lag, per target
     sites:list     # `Site`s, `l.resid` for each block
     n_prompts:int  # Prompts
@@ -30,7 +30,8 @@ class JacobianLens:
         "(l d d) the lens as it is published, summed over lags."
         return self.lags.sum(1)
     def __repr__(self):
-        return f'JacobianLens of {len(self.sites)} sites, {self.lags.shape[1] - 1} lags apart, {self.n_prompts} prompts, {self.rule}'
+        lags = self.lags.shape[1] - 1
+        return f'JacobianLens of {len(self.sites)} sites, {lags} lags, {self.n_prompts} prompts, {self.rule}'
 
 # %% ../../nbs/lenses/09_jacobian_lens.ipynb #jac00008
 @patch_to(JacobianLens)
@@ -56,11 +57,14 @@ RULES = tuple(o for o in METHODS if o != 'ig') # Backward rules of a lens
 class _Against:
     "A model whose slopes are means between each run and the run of another prompt."
     def __init__(self, model, rules, other):
-        self.model, self.rules, self.other = model.under(rules), rules, other
+        self.model = model.under(rules)
+        self.rules = rules
+        self.other = other
     def __getattr__(self, name): return getattr(self.model, name)
     def __call__(self, tokens, taps=None, **options):
         self.rules.comparing = False
-        with torch.no_grad(): self.model(self.other[None, :tokens.shape[1]].expand_as(tokens).clone(), taps, **options)
+        with torch.no_grad():
+            self.model(self.other[None, :tokens.shape[1]].expand_as(tokens).clone(), taps, **options)
         self.rules.comparing = True
         return self.model(tokens, taps, **options)
 
@@ -93,14 +97,17 @@ def _hot(d):
 def _add_sum(model, row, skip, sites, total, batch):
     "Add to `total` (l 1 d d) one prompt's lens, summed over lags: one pass per batch of coordinates."
     last, d = len(row) - 2, total.shape[-1]
-    for which, _, slopes in pull_back(model, row[None], _FromOn(model, skip), last, sites, _hot(d), d, batch=batch):
-        for l, site in enumerate(sites): total[l, 0, which] += slopes[site][:, skip:].sum(1).to(total)/(last + 1 - skip)
+    for which, _, slopes in pull_back(model, row[None], _FromOn(model, skip), last, sites, _hot(d), d,
+                                      batch=batch):
+        for l, site in enumerate(sites):
+            total[l, 0, which] += slopes[site][:, skip:].sum(1).to(total)/(last + 1 - skip)
 
 def _add_lags(model, row, skip, sites, total, batch, targets):
     "Add to `total` (l k+1 d d) one prompt's lens, lag by lag, as a mean over targets."
     d, far = total.shape[-1], total.shape[1] - 1
     for target in targets:
-        for which, _, slopes in pull_back(model, row[None], 'final_resid', target, sites, _hot(d), d, batch=batch):
+        for which, _, slopes in pull_back(model, row[None], 'final_resid', target, sites, _hot(d), d,
+                                          batch=batch):
             for l, site in enumerate(sites):
                 by_lag = slopes[site][:, skip:].flip(1).to(total)/len(targets)
                 near = min(far, by_lag.shape[1])
@@ -113,7 +120,8 @@ def _chosen_targets(length, skip, targets, seed):
     valid = torch.arange(skip, length - 1)
     if targets is None: return valid.tolist()
     rng = torch.Generator().manual_seed(seed)
-    return valid[torch.randperm(len(valid), generator=rng)[:whole_number(targets, 'targets')]].sort().values.tolist()
+    drawn = torch.randperm(len(valid), generator=rng)[:whole_number(targets, 'targets')]
+    return valid[drawn].sort().values.tolist()
 
 def _pairs(targets, skip, far):
     "(k+1) how many pairs each lag has, per target."
@@ -128,17 +136,19 @@ def _checked_rows(model, rows, skip, rule):
     rows = check_tokens(rows, model.config.vocab_size, model.device)
     whole_number(skip, 'skip', 0)
     if rows.shape[1] < skip + 2:
-        raise ValueError(f"rows have {rows.shape[1]} tokens, expected at least {skip + 2}: the first {skip} and the last "
+        raise ValueError(
+            f"rows have {rows.shape[1]} tokens, expected at least {skip + 2}: the first {skip} and the last "
                          "are left out (`skip`)")
     if rule == 'secant' and len(rows) < 2:
-        raise ValueError("the secant rule compares each prompt with another, so it needs at least two prompts, got 1")
+        raise ValueError(
+            "the secant rule compares each prompt with another, so it needs at least two prompts, got 1")
     return rows
 
-def _sum_of(total, count): return total.sum(1)/count
-
+# %% ../../nbs/lenses/09_jacobian_lens.ipynb #jac00024
 def _settled(total, before, count):
     "Relative change of the running mean, the largest over sites."
-    now, then = _sum_of(total, count), _sum_of(before, count - 1)
+    now = total.sum(1)/count
+    then = before.sum(1)/(count - 1)
     return ((now - then).flatten(1).norm(dim=1)/now.flatten(1).norm(dim=1).clamp(min=1e-30)).max().item()
 
 # %% ../../nbs/lenses/09_jacobian_lens.ipynb #jac00015
@@ -150,18 +160,22 @@ def fit_lens(
     targets:int=None, # Targets per prompt, drawn anew for each, if lags are kept apart; None for all
     rule:str='gradient', # One of `RULES`
     skip:int=16,   # First tokens that are left out, as the last one is
-    tolerance:float=0, # Stop where the mean changes less, relatively, after at least `least` prompts; 0 for never
+    tolerance:float=0, # Relative change of the mean below which the fit stops; 0 for never
     least:int=100, # Prompts before which the fit never stops
     seed:int=0,    # Seed of the targets
     batch:int=64,  # Rows in one pass
 )->JacobianLens:   # raises ValueError for rows too short, TooLarge for more than fits
     "Fit the Jacobian lens of every block."
     needs_mamba(model, 'fit_lens')
-    rows, sites, far = _checked_rows(model, rows, skip, one_of(rule, 'rule', RULES)), model.sites('*.resid'), whole_number(lags, 'lags', 0)
+    rows = _checked_rows(model, rows, skip, one_of(rule, 'rule', RULES))
+    sites = model.sites('*.resid')
+    far = whole_number(lags, 'lags', 0)
     d, tolerance = model.config.hidden_size, real_number(tolerance, 'tolerance', 0)
     shape = len(sites), far + 1, d, d
     enough_memory(3*4*torch.Size(shape).numel(), 'the lens, lag by lag,', model.device)
-    total, pairs, curve = torch.zeros(shape, device=rows.device, dtype=model.dtype), 0, []
+    total = torch.zeros(shape, device=rows.device, dtype=model.dtype)
+    pairs = 0
+    curve = []
     for i, row in enumerate(rows):
         before, chosen = total.clone(), _chosen_targets(len(row), skip, targets, seed + i)
         one = _ruled(model, rows, i, rule)

@@ -31,9 +31,11 @@ def directions(self,
 def _change(W, to, at, does):
     "A tap that moves an activation by the least change that takes its coordinates along W to `to(c)`."
     if W.ndim < 2 or W.shape[-1] < W.shape[-2]:
-        raise ValueError(f"directions have shape {tuple(W.shape)}, expected (k d), or (b k d) with one set per prompt")
+        raise ValueError(
+            f"directions have shape {tuple(W.shape)}, expected (k d), or (b k d) with one set per prompt")
     if not W.isfinite().all() or (torch.linalg.matrix_rank(W.double()) < W.shape[-2]).any():
-        raise ValueError("directions are not independent, so their coordinates cannot be set apart: choose other words")
+        raise ValueError(
+            "directions are not independent, so their coordinates cannot be set apart: choose other words")
     back = torch.linalg.pinv(W.double())
     def apply(h):
         rows, inverse = (o.to(h) if o.ndim == 2 else o.to(h)[:, None] for o in (W, back))

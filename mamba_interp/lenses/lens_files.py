@@ -27,7 +27,8 @@ def save_lens(
     J = {o.layer - 1: lens.J[l].float().cpu().clone() for l,o in enumerate(lens.sites) if o.layer}
     ours = dict(lags=lens.lags.cpu().clone(), pairs=lens.pairs.cpu(), layers=[o.layer for o in lens.sites],
                 curve=list(lens.curve), rule=lens.rule, about=lens.about)
-    torch.save({'J': J, 'n_prompts': lens.n_prompts, 'source_layers': sorted(J), 'd_model': d, _OURS: ours}, file)
+    torch.save({'J': J, 'n_prompts': lens.n_prompts, 'source_layers': sorted(J), 'd_model': d, _OURS: ours},
+               file)
     return file
 
 # %% ../../nbs/lenses/11_lens_files.ipynb #lfi00008
@@ -35,9 +36,11 @@ def _opened(file):
     "What a file holds; raises ValueError for anything but tensors and plain values."
     try: held = torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
-        raise ValueError(f"{file} cannot be read as a lens ({type(e).__name__}: {str(e).splitlines()[0][:80]})") from e
+        raise ValueError(
+            f"{file} cannot be read as a lens ({type(e).__name__}: {str(e).splitlines()[0][:80]})") from e
     missing = [k for k in ('J', 'n_prompts', 'd_model') if not isinstance(held, dict) or k not in held]
-    if missing: raise ValueError(f"{file} has no field {missing[0]!r}, expected a Jacobian lens with J, n_prompts, "
+    if missing:
+        raise ValueError(f"{file} has no field {missing[0]!r}, expected a Jacobian lens with J, n_prompts, "
                                  "source_layers and d_model")
     return held
 
@@ -49,12 +52,15 @@ def load_lens(
     held = _opened(as_path(file))
     width = getattr(getattr(model, 'config', None), 'hidden_size', held['d_model'])
     if width != held['d_model']:
-        raise ValueError(f"{file} is about a model of width {held['d_model']}, and this one has width {width}")
+        raise ValueError(
+            f"{file} is about a model of width {held['d_model']}, and this one has width {width}")
     ours = held.get(_OURS)
     if ours is None:
         layers = sorted(held['J'])
         sums = torch.stack([held['J'][l].float() for l in layers])[:, None]
-        return JacobianLens(sums, torch.ones(1).double(), [Site('resid', l + 1) for l in layers], held['n_prompts'])
+        return JacobianLens(sums, torch.ones(1).double(), [Site('resid', l + 1) for l in layers],
+                            held['n_prompts'])
     check_model(model, ours['about'], str(file))
     sites = [Site('resid', l) for l in ours['layers']]
-    return JacobianLens(ours['lags'], ours['pairs'], sites, held['n_prompts'], tuple(ours['curve']), ours['rule'], ours['about'])
+    return JacobianLens(ours['lags'], ours['pairs'], sites, held['n_prompts'], tuple(ours['curve']),
+                        ours['rule'], ours['about'])

@@ -24,7 +24,8 @@ def carry(self,
     layer = whole_number(layer, 'layer', 0, len(self.sites) - 1)
     if lag is not None and self.lags.shape[1] == 1:
         raise ValueError("this lens knows only the sum over lags: fit it with `lags=…` to read them apart")
-    J = self.J[layer] if lag is None else self.lags[layer, whole_number(lag, 'lag', 0, self.lags.shape[1] - 2)]
+    J = self.J[layer]
+    if lag is not None: J = self.lags[layer, whole_number(lag, 'lag', 0, self.lags.shape[1] - 2)]
     return resid @ J.to(resid).T
 
 # %% ../../nbs/lenses/10_lens_readout.ipynb #rdo00008

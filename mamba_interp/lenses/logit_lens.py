@@ -26,9 +26,12 @@ def answer_rank(
     "Return the rank of an answer among all tokens."
     answer = torch.as_tensor(answer, device=logits.device)
     if answer.shape != logits.shape[-2:-1]:
-        raise ValueError(f"answer has shape {tuple(answer.shape)}, expected one token id per prompt, {logits.shape[-2]} in all")
+        raise ValueError(
+            f"answer has shape {tuple(answer.shape)}, expected one token id per prompt, {logits.shape[-2]} "
+            "in all")
     if answer.min() < 0 or answer.max() >= logits.shape[-1]:
-        raise ValueError(f"answers run from {answer.min().item()} to {answer.max().item()}, expected token ids below "
+        raise ValueError(
+            f"answers run from {answer.min().item()} to {answer.max().item()}, expected token ids below "
                          f"{logits.shape[-1]}")
     own = logits.gather(-1, answer.expand(*logits.shape[:-1])[..., None])
     return (logits > own).sum(-1)
@@ -55,9 +58,11 @@ def width_sites(
 )->list:   # `Site`s; raises ValueError for one that is not as wide as the residual stream
     "Return sites that a lens can read."
     found = model.sites(sites)
-    wrong = [str(o) for o in found if o.name not in ('embed', 'resid', 'block_out', 'read_x', 'read_z', 'final_resid')]
+    wrong = [str(o) for o in found if o.name not in ('embed', 'resid', 'block_out', 'read_x', 'read_z',
+                                                     'final_resid')]
     if not wrong: return found
-    raise ValueError(f"{wrong[0]} is no part of the residual stream, so the unembedding cannot read it; take '*.resid', "
+    raise ValueError(
+        f"{wrong[0]} is no part of the residual stream, so the unembedding cannot read it; take '*.resid', "
                      "'*.block_out', 'embed' or 'final_resid'")
 
 def finish(

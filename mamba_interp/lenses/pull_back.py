@@ -23,7 +23,8 @@ class Output:
     ):         # raises ValueError for anything else, or a site that the model does not have
         self.metric = of if callable(of) else None
         self.site = None if callable(of) or of == 'logits' else _one_site(model, of)
-        self.name = str(self.site) if self.site else 'logits' if of == 'logits' else getattr(of, '__name__', 'metric')
+        self.name = (str(self.site) if self.site else 'logits' if of == 'logits'
+                     else getattr(of, '__name__', 'metric'))
     def __repr__(self): return f'Output({self.name})'
     def taps(self, seen, target):
         "Taps that keep the output in `seen`."
@@ -44,8 +45,10 @@ class Output:
 def _one_site(model, of):
     "The site that is looked at."
     found = model.sites(of)
-    if len(found) == 1 and found[0].pos is None and found[0].name not in ('attention', 'conv_lag'): return found[0]
-    raise ValueError(f"of is {str(of)!r}, expected 'logits', a function of the logits, or one site whose token the "
+    if len(found) == 1 and found[0].pos is None and found[0].name not in ('attention', 'conv_lag'):
+        return found[0]
+    raise ValueError(
+        f"of is {str(of)!r}, expected 'logits', a function of the logits, or one site whose token the "
                      "target names, such as '3.block_out' or '3.state'")
 
 def source_sites(
@@ -57,7 +60,8 @@ def source_sites(
     if not found: raise ValueError(f"sources is {sources!r}, expected at least one site, such as '*.resid'")
     odd = [str(o) for o in found if o.name in ('state', 'attention', 'conv_lag')]
     if not odd: return found
-    raise ValueError(f"{odd[0]} holds no vector for each token, so it cannot be a source; take '*.u' or '*.resid', "
+    raise ValueError(
+        f"{odd[0]} holds no vector for each token, so it cannot be a source; take '*.u' or '*.resid', "
                      "and `write_jacobian` for what a state keeps")
 
 # %% ../../nbs/lenses/03_pull_back.ipynb #pul00010
@@ -99,9 +103,11 @@ def _one_pass(model, tokens, out, target, sites, weigh, which, mask):
     with exactly(model, grad=True):
         y = out.run(model, tokens.clone(), {s: leaf(s) for s in sites}, target, **mask)
         if not y.requires_grad:
-            raise ValueError(f"{out.name} passes no gradient back to {sites[0]}: it comes before it, or the model was "
+            raise ValueError(
+                f"{out.name} passes no gradient back to {sites[0]}: it comes before it, or the model was "
                              "quantised or compiled without gradients")
-        slopes = torch.autograd.grad(y, [seen[s] for s in sites], weigh(y.detach(), which).to(y), allow_unused=True)
+        slopes = torch.autograd.grad(y, [seen[s] for s in sites], weigh(y.detach(), which).to(y),
+                                     allow_unused=True)
     return {s: torch.zeros_like(seen[s]) if g is None else g for s,g in zip(sites, slopes)}
 
 # %% ../../nbs/lenses/03_pull_back.ipynb #pul00012
@@ -111,18 +117,23 @@ def check_gradients(
     "Refuse a model through which no gradient can pass."
     weights = list(getattr(model, 'inner', model).parameters())
     if any(o.is_inference() for o in weights):
-        raise ValueError("the model's weights were made under torch.inference_mode, so nothing can be differentiated: "
+        raise ValueError(
+            "the model's weights were made under torch.inference_mode, so nothing can be differentiated: "
                          "load the model outside of it")
     whole = [str(o.dtype) for o in weights if not o.is_floating_point()]
-    if whole: raise ValueError(f"the model has weights of {whole[0]}, a quantised kind through which no gradient passes: "
+    if whole:
+        raise ValueError(
+            f"the model has weights of {whole[0]}, a quantised kind through which no gradient passes: "
                                "load it in 16 or 32 bits")
 
+# %% ../../nbs/lenses/03_pull_back.ipynb #pul00019
 def _upto(mask, tokens, target):
     "The mask of the tokens up to the target, or None."
     mask = check_mask(mask, tokens)
     if mask is None: return None
     if not mask[:, target].all():
-        raise ValueError(f"token {target} is padding in prompt {(~mask[:, target]).nonzero()[0].item()}: name a target "
+        raise ValueError(
+            f"token {target} is padding in prompt {(~mask[:, target]).nonzero()[0].item()}: name a target "
                          "that every prompt has, such as -1 with padding on the left")
     return mask[:, :target + 1]
 
@@ -131,7 +142,8 @@ def _room(model, tokens):
     config = model.config
     inner = model.layers[0].out_proj.in_features if isinstance(model, Mamba) else 4*config.hidden_size
     need = config.num_hidden_layers*(20*inner + 8*config.hidden_size)*tokens*4
-    enough_memory(need, f'a backward pass over {tokens:,} tokens (a smaller `batch` takes less)', model.device)
+    enough_memory(need, f'a backward pass over {tokens:,} tokens (a smaller `batch` takes less)',
+                  model.device)
 
 # %% ../../nbs/lenses/03_pull_back.ipynb #pul00014
 def jacobian(
@@ -150,7 +162,8 @@ def jacobian(
     with torch.no_grad(): y = Output(model, of).run(model, tokens[:1, :target + 1], {}, target)
     eye = torch.eye(y[0].numel()).to(y).reshape(-1, *y.shape[1:])
     rows = [None]*len(tokens)
-    for which, prompts, slopes in pull_back(model, tokens, of, target, site, lambda y, i: eye[i], len(eye), batch=batch):
+    for which, prompts, slopes in pull_back(model, tokens, of, target, site, lambda y, i: eye[i], len(eye),
+                                            batch=batch):
         found, = slopes.values()
         for i, b, g in zip(which.tolist(), prompts.tolist(), found[:, source].flatten(1)):
             rows[b] = {} if rows[b] is None else rows[b]

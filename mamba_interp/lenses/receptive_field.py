@@ -26,7 +26,8 @@ def _by_lag(found):
     "(b l q s) share of the squared influence at each lag."
     squared = found.squared
     by_lag = torch.zeros_like(squared)
-    for q, target in enumerate(found.targets): by_lag[:, :, q, :target + 1] = squared[:, :, q, :target + 1].flip(-1)
+    for q, target in enumerate(found.targets):
+        by_lag[:, :, q, :target + 1] = squared[:, :, q, :target + 1].flip(-1)
     return by_lag/by_lag.sum(-1, keepdim=True)
 
 def receptive_field(
@@ -35,8 +36,10 @@ def receptive_field(
 )->Reach:            # raises ValueError for a share that cannot be meant
     "Return how far back each target reaches, by site."
     if not isinstance(found, Influence):
-        raise ValueError(f"expected an `Influence`, got {type(found).__name__}: hand over what `influence` returns")
-    shares = [real_number(o, 'a share in q', above=0, high=1) for o in (q if isinstance(q, (list, tuple)) else [q])]
+        raise ValueError(
+            f"expected an `Influence`, got {type(found).__name__}: hand over what `influence` returns")
+    shares = [real_number(o, 'a share in q', above=0, high=1)
+              for o in (q if isinstance(q, (list, tuple)) else [q])]
     share = _by_lag(found)
     lags = torch.arange(share.shape[-1], device=share.device)
     sums = share.cumsum(-1)

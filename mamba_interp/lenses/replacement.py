@@ -32,7 +32,8 @@ class Replacement:
 def _others(tokens, times, pool, seed):
     "(r b t) tokens to put in, none of them the token that stands there."
     pool = torch.as_tensor(pool, device=tokens.device).unique()
-    if len(pool) < 2: raise ValueError(f"pool holds {len(pool)} different tokens, expected at least two to choose from")
+    if len(pool) < 2:
+        raise ValueError(f"pool holds {len(pool)} different tokens, expected at least two to choose from")
     rng = torch.Generator().manual_seed(whole_number(seed, 'seed', 0, 2**63 - 1))
     pick = lambda: pool[torch.randint(0, len(pool), (times, *tokens.shape), generator=rng).to(pool.device)]
     drawn = pick()
@@ -54,7 +55,8 @@ def replacement(
     "Return the effect of putting other tokens in the place of each token."
     tokens = check_tokens(tokens, model.config.vocab_size, model.device)
     (many, length), times = tokens.shape, whole_number(times, 'times')
-    targets = [pair_of(o, 0, length)[0] for o in (targets if isinstance(targets, (list, tuple, range)) else [targets])]
+    targets = [pair_of(o, 0, length)[0]
+               for o in (targets if isinstance(targets, (list, tuple, range)) else [targets])]
     drawn = _others(tokens, times, tokens if pool is None else pool, seed)
     plain = model(tokens)[:, targets].double().log_softmax(-1)
     kl = torch.zeros(times, many, len(targets), length, dtype=torch.float64, device=tokens.device)
@@ -72,16 +74,20 @@ def rank_agreement(
     size:Tensor,         # (b q s) score of each source token, or an `Influence` of one site
     effect:Replacement,  # Of the same prompts and targets
     coverage:float=.95,  # How often an interval should hold the true mean
-)->Estimate:             # (q) rank correlation over source tokens, mean over prompts; raises ValueError for too few prompts
+)->Estimate:             # (q) rank correlation, mean over prompts; raises ValueError for too few of them
     "Return how far a score orders tokens as their replacement does (Spearman 1904)."
     from scipy.stats import spearmanr
     if isinstance(size, Influence): size = size.size[:, 0]
     true = effect.size
     if size.shape != true.shape:
-        raise ValueError(f"the scores have shape {tuple(size.shape)} and the replacements {tuple(true.shape)}: "
+        raise ValueError(
+            f"the scores have shape {tuple(size.shape)} and the replacements {tuple(true.shape)}: "
                          "give both the same prompts and targets")
-    if len(true) < LEAST: raise ValueError(f"{len(true)} prompts are too few for an interval, expected at least {LEAST}")
-    if min(effect.targets) < 2: raise ValueError(f"target {min(effect.targets)} has fewer than three tokens to rank")
-    values = [[spearmanr(size[b, q, :t + 1].cpu(), true[b, q, :t + 1].cpu()).statistic for q, t in enumerate(effect.targets)]
+    if len(true) < LEAST:
+        raise ValueError(f"{len(true)} prompts are too few for an interval, expected at least {LEAST}")
+    if min(effect.targets) < 2:
+        raise ValueError(f"target {min(effect.targets)} has fewer than three tokens to rank")
+    values = [[spearmanr(size[b, q, :t + 1].cpu(), true[b, q, :t + 1].cpu()).statistic
+               for q, t in enumerate(effect.targets)]
               for b in range(len(true))]
     return mean_estimate(values, coverage, share=False, bounds=(-1, 1), name='rank agreement')

@@ -16,7 +16,7 @@ from ..report import patch_to, whole_number
 # %% ../../nbs/lenses/00_retention.ipynb #ret00007
 @dataclass(frozen=True, eq=False)
 class Retention:
-    "How much of a block's state is kept from one token to a later one; the running sum of Δ says it for all pairs."
+    "How much of a block's state is kept between two tokens; the running sum of Δ says it for all pairs."
     sum:Tensor # (b t e) sum of Δ over the tokens so far, in float64; (b t h) in Mamba-2
     A:Tensor   # (e n) decay rate, negative; (h) in Mamba-2
     layer:int  # Index of the block
@@ -28,7 +28,7 @@ def pair_of(
     target, # Index of the later token, negative from the end
     source, # Index of the earlier token, likewise
     length:int, # Number of tokens
-)->tuple:   # Both, counted from 0; raises ValueError for a token that is not there, or a target before its source
+)->tuple:   # Both, from 0; raises ValueError for a missing token, or a target before its source
     "Return a target and a source as indices."
     target, source = token_index(target, length, 'target'), token_index(source, length, 'source')
     for name, value in dict(target=target, source=source).items():

@@ -51,7 +51,7 @@ def push_forward(
 
 # %% ../../nbs/lenses/06_spectrum.ipynb #spe00009
 class _Map:
-    "The derivative of an output of one prompt by a site, as products; for logits multiplied by the Fisher root."
+    "The derivative of an output of one prompt by a site, as products; for logits with the Fisher root."
     def __init__(self, *about): self.about = about
     def times(self, vectors):
         "(m y) J times rows of vectors (m x)."
@@ -77,6 +77,7 @@ class Spectrum(NamedTuple):
     right:Tensor  # (b k x) directions of the source
     def __repr__(self): return f"Spectrum {', '.join(f'{o:.3g}' for o in self.values[0, :5].tolist())} …"
 
+# %% ../../nbs/lenses/06_spectrum.ipynb #spe00016
 def _orthonormal(rows): return torch.linalg.qr(rows.T)[0].T
 
 def _svd_of(J, width, k, extra, rounds, seed, like):
@@ -111,7 +112,9 @@ def spectrum(
     (site,) = source_sites(model, site)
     width = model.bytes_at(site, (1, 1))//max(4, model.dtype.itemsize)
     k = whole_number(k, 'k', 1, width)
-    found = [_svd_of(_Map(model, tokens[i:i + 1], of, target, site, source), width, k, whole_number(extra, 'extra', 0),
-                     whole_number(rounds, 'rounds', 0), whole_number(seed, 'seed', 0), model.embeddings.weight.detach())
+    found = [_svd_of(_Map(model, tokens[i:i + 1], of, target, site, source), width, k,
+                     whole_number(extra, 'extra', 0),
+                     whole_number(rounds, 'rounds', 0), whole_number(seed, 'seed', 0),
+                     model.embeddings.weight.detach())
              for i in range(len(tokens))]
     return Spectrum(*map(torch.stack, zip(*found)))

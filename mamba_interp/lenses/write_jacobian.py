@@ -28,8 +28,10 @@ class WriteJacobian(NamedTuple):
 
 # %% ../../nbs/lenses/02_write_jacobian.ipynb #wri00009
 def _parts1(block, seen, before, kept):
-    "Direct and selection parts of a Mamba-1 block at the token that is written; `before` is the state ahead of it."
-    dt, B, u = seen['dt'], seen['B'], seen['u']
+    "Direct and selection parts of a Mamba-1 block at the token written; `before` is the state ahead of it."
+    dt = seen['dt']
+    B = seen['B']
+    u = seen['u']
     A = -torch.exp(block.A_log.detach()).to(dt)
     steps, rows, _ = block.x_proj.weight.detach().split([block.rank, block.n, block.n])
     by_step = A*torch.exp(dt[..., None]*A)*before + u[..., None]*B[:, None]
@@ -42,7 +44,9 @@ def _parts1(block, seen, before, kept):
 def _parts2(block, seen, kept):
     "The same for a Mamba-2 block."
     dt, B = seen['dt'], seen['B']
-    heads, groups, n = block.heads, block.groups, block.n
+    heads = block.heads
+    groups = block.groups
+    n = block.n
     value = seen['to_value'].unflatten(-1, (heads, -1))
     p = value.shape[-1]
     scale = kept*dt
@@ -53,7 +57,8 @@ def _parts2(block, seen, kept):
         group = h//each
         first = block.e + group*n
         for i in range(p): direct[:, h, i, :, h*p + i] = scale[:, h, None]*B[:, group]
-        selection[:, h, :, :, first:first + n] = (scale[:, h, None]*value[:, h])[..., None, None]*torch.eye(n).to(dt)
+        written = (scale[:, h, None]*value[:, h])[..., None, None]
+        selection[:, h, :, :, first:first + n] = written*torch.eye(n).to(dt)
     return direct, selection
 
 # %% ../../nbs/lenses/02_write_jacobian.ipynb #wri00011
@@ -95,7 +100,7 @@ def write_jacobian(
 # %% ../../nbs/lenses/02_write_jacobian.ipynb #wri00013
 def _at_entry(model, tokens, layer, target, entry):
     "Both parts for the token that enters the state at `entry`."
-    block, before = model.layers[layer], []
+    block = model.layers[layer]
     names = 'dt', 'B', 'u', 'to_value'
     sites = [Site(k, layer) for k in names] + ([Site('state', layer, entry - 1)] if entry else [])
     found = record(model, tokens, sites)
