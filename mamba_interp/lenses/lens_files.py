@@ -9,9 +9,9 @@ __all__ = ['save_lens', 'load_lens']
 from pathlib import Path
 import pickle
 import torch
-from .jacobian_lens import JacobianLens
+from .lens_fit import JacobianLens
 from ..model import Site, check_model
-from ..report import as_path, patch_to
+from ..report import as_path
 
 # %% ../../nbs/lenses/11_lens_files.ipynb #lfi00007
 _OURS = 'mamba_interp' # The field of the file that holds our lags
