@@ -22,4 +22,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     lens_fit=['RULES', 'JacobianLens', 'fit_lens'],
     jacobian_lens=['carry', 'jacobian_lens'],
     lens_files=['load_lens', 'save_lens'],
-    lens_concepts=['add_direction', 'remove_directions', 'swap_directions', 'word_directions']))
+    lens_concepts=['add_direction', 'remove_directions', 'swap_directions', 'word_directions'],
+    swap_trials=['SwapTrials', 'swap_trials']))

@@ -18,7 +18,7 @@ from ..report import one_of, patch_to, real_number, whole_number
 @dataclass(frozen=True, eq=False)
 class JacobianLens:
     "Mean derivatives of the end of a model by the residual stream entering its blocks, lag by lag."
-    lags:Tensor    # (l k+1 d d) share of each lag, the last entry being all longer lags; or (l 1 d d) their sum
+    lags:Tensor    # (l k+1 d d) share of each lag, in the last entry that of all longer ones; or (l 1 d d)
     pairs:Tensor   # (k+1) pairs of tokens behind each lag, per target
     sites:list     # `Site`s, `l.resid` for each block
     n_prompts:int  # Prompts
@@ -50,6 +50,15 @@ def share_beyond(self,
     whole_number(tokens, 'tokens', 0, max(0, self.lags.shape[1] - 2))
     each = self.lags[layer].flatten(1).norm(dim=1)
     return (each[tokens + 1:].sum()/each.sum()).item()
+
+# %% ../../nbs/lenses/09_lens_fit.ipynb #jac00025
+@patch_to(JacobianLens)
+def mean_lag(self,
+    layer:int # Index of the block
+)->float:     # In tokens; lags that were not kept apart count as the first of them
+    "Return the mean lag of the lens, each lag by its size."
+    each = self.lags[layer].flatten(1).norm(dim=1)
+    return (each*torch.arange(len(each)).to(each)).sum().item()/each.sum().item()
 
 # %% ../../nbs/lenses/09_lens_fit.ipynb #jac00010
 RULES = tuple(o for o in METHODS if o != 'ig') # Backward rules of a lens
