@@ -11,4 +11,11 @@ from ..report import face
 # %% ../../nbs/steering/index.ipynb #face7004
 __getattr__, __dir__, __all__ = face(__name__, dict(
     planted=['PlantedConcept', 'planted_concept'],
-    schedule=['WHEN', 'Schedule', 'scheduled']))
+    schedule=['WHEN', 'Schedule', 'scheduled'],
+    contrast=['Parts', 'name_contrast', 'three_parts'],
+    direction=['FOLDS', 'WAYS', 'Direction', 'as_direction', 'direction', 'direction_of', 'site_rows'],
+    edits=['add', 'change_at', 'project_out', 'scale', 'set_to'],
+    restart=['ROWS', 'Restart'],
+    controls=['control_directions', 'random_directions', 'shuffled_directions'],
+    side_effects=['SideEffects', 'behaviours_kept', 'repeated_share', 'side_effects'],
+    dose=['DoseResponse', 'dose_response']))
