@@ -18,4 +18,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     restart=['ROWS', 'Restart'],
     controls=['control_directions', 'random_directions', 'shuffled_directions'],
     side_effects=['SideEffects', 'behaviours_kept', 'repeated_share', 'side_effects'],
-    dose=['DoseResponse', 'dose_response']))
+    dose=['DoseResponse', 'dose_response'],
+    state=['Persistence', 'half_life', 'move_state', 'persistence', 'write_state']))
