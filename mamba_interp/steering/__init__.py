@@ -19,4 +19,6 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     controls=['control_directions', 'random_directions', 'shuffled_directions'],
     side_effects=['SideEffects', 'behaviours_kept', 'repeated_share', 'side_effects'],
     dose=['DoseResponse', 'dose_response'],
-    state=['Persistence', 'half_life', 'move_state', 'persistence', 'write_state']))
+    state=['Persistence', 'half_life', 'move_state', 'persistence', 'write_state'],
+    evaluation=['Candidate', 'Verdict', 'choose', 'evaluate_steering', 'pooled', 'search_doses',
+                'with_preface']))
