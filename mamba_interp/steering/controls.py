@@ -24,10 +24,13 @@ def random_directions(
 )->Tensor:          # (n d) unit length; raises ValueError for rows that do not vary
     "Draw directions at random."
     whole_number(n, 'n')
-    if one_of(how, 'how', ('isotropic', 'covariance')) == 'isotropic': drawn = _normal((n, rows.shape[1]), seed, rows)
+    one_of(how, 'how', ('isotropic', 'covariance'))
+    if how == 'isotropic': drawn = _normal((n, rows.shape[1]), seed, rows)
     else: drawn = _normal((n, len(rows)), seed, rows) @ (rows - rows.mean(0))
     size = drawn.norm(dim=1, keepdim=True)
-    if (size <= 1e-12).any(): raise ValueError("the activations do not vary, so they have no covariance to draw from")
+    if (size <= 1e-12).any():
+        raise ValueError(
+            "the activations do not vary, so they have no covariance to draw from")
     return drawn/size
 
 # %% ../../nbs/steering/06_controls.ipynb #stco0009
@@ -68,5 +71,6 @@ def control_directions(
     out = {k: random_directions(both, n, k, seed) for k in ('isotropic', 'covariance')}
     out['shuffled'] = shuffled_directions(yes, no, n, how, seed)
     if other is None: return out
-    if other.site != site: raise ValueError(f"the other concept's direction is at {other.site}, expected {site}")
+    if other.site != site:
+        raise ValueError(f"the other concept's direction is at {other.site}, expected {site}")
     return out | {'another concept': other.vector.to(both)[None]}

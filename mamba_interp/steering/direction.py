@@ -30,8 +30,9 @@ def site_rows(
     for i in range(0, len(tokens), whole_number(batch, 'batch')):
         value = record(model, tokens[i:i+batch], site)[site]
         if value.ndim != 3 or site.pos is not None or site.name in ('state', 'attention'):
-            raise ValueError(f"{site} has no vector per token (its value is {tuple(value.shape)}), expected a site "
-                             "such as '3.resid', '3.block_out' or '3.u'")
+            raise ValueError(
+                f"{site} has no vector per token (its value is {tuple(value.shape)}), expected a site "
+                "such as '3.resid', '3.block_out' or '3.u'")
         rows.append(at_tokens(value, at[i:i+batch]))
     return torch.cat(rows)
 
@@ -69,11 +70,13 @@ class Direction:
     auroc:float=math.nan  # How often a held-out prompt with it lies further along than one without
     cosine:float=math.nan # Mean cosine of the single differences with the vector
     digest:str=''   # Tells one set of prompts from another
+    def __post_init__(self): object.__setattr__(self, 'site', Site.parse(self.site))
     def __neg__(self): return replace(self, vector=-self.vector, how=f'minus {self.how}')
     def __repr__(self):
-        held = '' if math.isnan(self.auroc) else f', AUROC {self.auroc:.2f} held out, cosine {self.cosine:.2f}'
-        absent = '' if math.isnan(self.auroc) or self.found else ': no concept there'
-        return f"Direction({self.site}, {self.how}, {' + '.join(map(str, self.n))} prompts{held}{absent})"
+        said = f"{self.site}, {self.how}, {' + '.join(map(str, self.n))} prompts"
+        if math.isnan(self.auroc): return f'Direction({said})'
+        absent = '' if self.found else ': no concept there'
+        return f'Direction({said}, AUROC {self.auroc:.2f} held out, cosine {self.cosine:.2f}{absent})'
 
 # %% ../../nbs/steering/03_direction.ipynb #stdi0012
 @patch_to(Direction, as_prop=True)
@@ -115,7 +118,8 @@ def _unit(vector, what):
     "A vector of length one; ValueError for one that has no direction."
     size = vector.norm()
     if not size.isfinite() or size <= 1e-12:
-        raise ValueError(f"{what} has length {size:.3g}, so it has no direction: the two sides do not differ there")
+        raise ValueError(
+            f"{what} has length {size:.3g}, so it has no direction: the two sides do not differ there")
     return vector/size
 
 # %% ../../nbs/steering/03_direction.ipynb #stdi0016
@@ -148,12 +152,14 @@ def direction(
     "Find what separates prompts with a concept from prompts without, at a site."
     site, = model.sites(site)
     if min(len(positive), len(negative)) < 2:
-        raise ValueError(f"a direction needs two prompts on each side, got {len(positive)} and {len(negative)}")
+        raise ValueError(
+            f"a direction needs two prompts on each side, got {len(positive)} and {len(negative)}")
     yes, no = (site_rows(model, site, o, at) for o in (positive, negative))
     found = direction_of(site, yes, no, how, _digest(positive, negative, at))
     if not quiet and not math.isnan(found.auroc) and not found.found:
-        warnings.warn(f"{site} does not tell the two sides apart: AUROC {found.auroc:.2f} on held-out prompts, "
-                      "where .5 is chance", stacklevel=2)
+        warnings.warn(
+            f"{site} does not tell the two sides apart: AUROC {found.auroc:.2f} on held-out prompts, "
+            "where .5 is chance", stacklevel=2)
     return found
 
 # %% ../../nbs/steering/03_direction.ipynb #stdi0022
@@ -170,5 +176,7 @@ def as_direction(
     rows = site_rows(model, site, tokens, at)
     vector = torch.as_tensor(vector).detach().to(rows)
     if vector.shape != rows.shape[1:]:
-        raise ValueError(f"the vector has shape {tuple(vector.shape)}, expected that of {site}, ({rows.shape[1]})")
-    return Direction(site, _unit(vector, 'the vector'), rows.norm(dim=1).mean().item(), how, digest=_digest(tokens, at))
+        raise ValueError(
+            f"the vector has shape {tuple(vector.shape)}, expected that of {site}, ({rows.shape[1]})")
+    scale = rows.norm(dim=1).mean().item()
+    return Direction(site, _unit(vector, 'the vector'), scale, how, digest=_digest(tokens, at))

@@ -9,11 +9,12 @@ __all__ = ['DoseResponse', 'dose_response']
 from dataclasses import dataclass, field
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 from ..report import Estimate, against_random, holm, lines, mean_estimate, nested_estimate
 from ..report import numbers, one_of, paired_test, patch_to, share_estimate, table
 from .controls import random_directions
 from .direction import Direction, site_rows
-from .edits import add
+from .edits import add, change_at
 from .restart import ROWS, Restart
 from .side_effects import side_effects
 
@@ -49,6 +50,7 @@ def wrong_way(self)->Estimate: # (k)
     "Estimate which share of the prompts moved against the dose's sign."
     return share_estimate((self.effects*np.sign(self.doses)[:, None] < 0).sum(1), len(self.plain))
 
+# %% ../../nbs/steering/08_dose.ipynb #stdo0028
 @patch_to(DoseResponse)
 def turned(self)->Estimate: # (k)
     "Estimate which share of the prompts has its answer changed."
@@ -73,6 +75,7 @@ def against(self,
     means = self.effects.mean(1)
     return [against_random(m, r, larger=dose >= 0) for m,r,dose in zip(means, rivals, self.doses)]
 
+# %% ../../nbs/steering/08_dose.ipynb #stdo0029
 @patch_to(DoseResponse)
 def z_scores(self,
     kind:str, # Which controls
@@ -125,7 +128,8 @@ def table(self): # `Html`
     rows = []
     for i,dose in enumerate(self.doses):
         p = None if np.isnan(tests[i]) else float(tests[i])
-        row = [float(dose), float(self.sizes[i]), effect[i], wrong[i], turned[i], p, *(float(r[i].p) for r in ranks)]
+        row = [float(dose), float(self.sizes[i]), effect[i], wrong[i], turned[i], p]
+        row += [float(r[i].p) for r in ranks]
         rows.append(row + ([self.side[i].kl.cell] if self.side else []))
     return _table(rows, head + (['KL, nats'] if self.side else []))
 
@@ -134,16 +138,21 @@ _table = table
 # %% ../../nbs/steering/08_dose.ipynb #stdo0014
 def _checked_doses(doses):
     doses = numbers(doses, 'doses')
-    if doses.ndim != 1 or not len(doses): raise ValueError(f"doses have shape {doses.shape}, expected a list of numbers")
-    if len(set(doses.tolist())) < len(doses): raise ValueError("a dose is given twice, expected different ones")
+    if doses.ndim != 1 or not len(doses):
+        raise ValueError(
+            f"doses have shape {doses.shape}, expected a list of numbers")
+    if len(set(doses.tolist())) < len(doses):
+        raise ValueError(
+            "a dose is given twice, expected different ones")
     return doses
 
 def _finite(change, doses, prompts):
     "Refuse a dose whose logits are not finite; `change` is (k …)."
     bad = (~np.isfinite(change)).reshape(len(change), -1).any(1)
     if bad.any():
-        raise ValueError(f"a dose of {doses[bad.argmax()]:g} makes logits that are not finite (NaN), expected doses "
-                         "at which the model still says something")
+        raise ValueError(
+            f"a dose of {doses[bad.argmax()]:g} makes logits that are not finite (NaN), expected doses "
+            "at which the model still says something")
     return change
 
 # %% ../../nbs/steering/08_dose.ipynb #stdo0015
@@ -158,7 +167,7 @@ def _pushed(begun, vectors, at, task, rows):
 def _control_sets(controls, rows, seed):
     "Name -> (c d) directions of unit length."
     if controls is None or isinstance(controls, int) and not controls: return {}
-    if isinstance(controls, dict): return {k: v.to(rows)/v.norm(dim=1, keepdim=True).to(rows) for k,v in controls.items()}
+    if isinstance(controls, dict): return {k: normalize(v.to(rows)) for k,v in controls.items()}
     return {k: random_directions(rows, controls, k, seed) for k in ('isotropic', 'covariance')}
 
 # %% ../../nbs/steering/08_dose.ipynb #stdo0016
@@ -171,15 +180,22 @@ def _places(at, task):
     length = task.clean.shape[1]
     return at, int(torch.where(each < 0, each + length, each).min())
 
+# %% ../../nbs/steering/08_dose.ipynb #stdo0030
+def _sizes(model, d, doses, prompts, at):
+    "(k) relative change at the site, measured at the largest dose: it is proportional to the dose."
+    most = float(doses[abs(doses).argmax()])
+    if not most: return np.zeros(len(doses))
+    return abs(doses/most)*change_at(model, prompts, add(d, most, at))[d.site]
+
 # %% ../../nbs/steering/08_dose.ipynb #stdo0017
 @torch.no_grad()
 def dose_response(
     model,       # A `Mamba` or an `Adapter`
     d:Direction, # What to add
     doses,       # (k) in units of the site's mean norm
-    task,        # `Task`; clean prompts carry the concept, so positive doses should raise its logit difference
+    task,        # `Task`; clean prompts carry the concept: positive doses should raise its logit difference
     text=None,   # (b t) tokens of other texts, to tell what each dose costs at every token
-    controls=100, # Random directions of two kinds; or a dict of (c d), as `control_directions` gives; 0 for none
+    controls=100, # Random directions of two kinds, 0 for none; or a dict, as `control_directions` gives
     *,
     which:str='corrupt', # Side that is pushed: 'corrupt' or 'clean'
     at='end',    # Tokens that are edited: 'end', where the answer is predicted, 'all', or what a tap takes
@@ -192,7 +208,8 @@ def dose_response(
     prompts, end = getattr(task, one_of(which, 'which', ('corrupt', 'clean'))), task.positions['end']
     here = site_rows(model, d.site, prompts, end)
     if here.shape[1] != len(d.vector):
-        raise ValueError(f"the direction has width {len(d.vector)}, expected that of {d.site}, {here.shape[1]}")
+        raise ValueError(
+            f"the direction has width {len(d.vector)}, expected that of {d.site}, {here.shape[1]}")
     begun = Restart(model, prompts, d.site, at[1], end)
     amounts = torch.as_tensor(doses).to(here)[:, None]*d.scale
     plain = task.logit_diff(begun()).double().cpu().numpy()
@@ -202,7 +219,8 @@ def dose_response(
     for name, vectors in _control_sets(controls, here, seed).items():
         many = push((amounts[:, None]*vectors).flatten(0, 1)).mean(1).reshape(len(doses), -1)
         rivals[name] = _finite(many, doses, prompts)
-    sizes = abs(doses)*d.scale*(1/here.norm(dim=1)).mean().item()
+    sizes = _sizes(model, d, doses, prompts, at[0])
     side = () if text is None else tuple(side_effects(model, text, add(d, float(o))) for o in doses)
     levels = tuple(np.asarray(o) for o in levels)
-    return DoseResponse(d, doses, plain, effects, sizes, rivals, side, levels, f'{task.name}, {which} prompts')
+    about = f'{task.name}, {which} prompts'
+    return DoseResponse(d, doses, plain, effects, sizes, rivals, side, levels, about)

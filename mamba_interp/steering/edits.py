@@ -80,7 +80,7 @@ def change_at(
     model,       # A `Mamba` or an `Adapter`
     tokens,      # (b t)
     taps:dict,   # The edit
-)->dict:         # `Site` -> mean of ‖after − before‖/‖before‖ over the tokens that moved; raises ValueError for 0
+)->dict:         # `Site` -> mean ‖after − before‖/‖before‖ where it moved; raises ValueError for 0
     "Return how far an edit moves each site that it touches."
     taps, before, after = chain(taps), {}, {}
     model(tokens, chain({s: keep_tap(before, s) for s in taps}, taps, {s: keep_tap(after, s) for s in taps}))

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 import numpy as np
 import torch
-from ..report import Estimate, bars, effect_size, holm, mean_estimate, numbers, paired_test, patch_to, table
+from ..report import Estimate, bars, effect_size, holm, mean_estimate, numbers
+from ..report import paired_test, patch_to, table
 from .contrast import Parts
 from .controls import control_directions
 from .direction import Direction, direction
@@ -61,7 +62,8 @@ def choose(
         said = f'the cheapest costs {min(costs):.3g}' if costs else 'none was measured on a text'
         raise ValueError(f"no candidate costs at most {limit:g} nats per token of text; {said}")
     if cheap[0].effect <= 0:
-        raise ValueError(f"no candidate moves the answer the right way; the best moves it by {cheap[0].effect:.3g}")
+        raise ValueError(
+            f"no candidate moves the answer the right way; the best moves it by {cheap[0].effect:.3g}")
     return cheap[0]
 
 # %% ../../nbs/steering/10_evaluation.ipynb #stev0012
@@ -91,7 +93,8 @@ class Verdict:
     kept:dict=field(default_factory=dict) # Name -> `Estimate` of the share of other behaviours kept
     def __repr__(self):
         c = self.chosen
-        return f'Verdict({c.direction.site}, {c.direction.how}, dose {c.dose:g} of {self.tried} tried: {self.effect.text()})'
+        said = f'{c.direction.site}, {c.direction.how}, dose {c.dose:g} of {self.tried} tried'
+        return f'Verdict({said}: {self.effect.text()})'
     @property
     def effect(self): return self.response.effect()[0]
     @property
@@ -105,7 +108,8 @@ def figure(self): # Figure
     if self.asked is not None: rows['a prompt that asks'] = self.asked.cell
     for k,v in self.response.controls.items(): rows[k] = (v.mean(), *np.quantile(v, [.025, .975]))
     values, low, high = zip(*rows.values())
-    return bars(list(rows), np.array(values), (np.array(low), np.array(high)), names=('', 'change of the logit difference'))
+    ends = np.array(low), np.array(high)
+    return bars(list(rows), np.array(values), ends, names=('', 'change of the logit difference'))
 
 @patch_to(Verdict)
 def table(self): # `Html`
@@ -125,10 +129,13 @@ _table = table
 # %% ../../nbs/steering/10_evaluation.ipynb #stev0016
 def _apart(parts):
     "Refuse parts that share prompts."
-    rows = {k: set(map(tuple, torch.cat([o.clean, o.corrupt], 1).tolist())) for k,o in parts._asdict().items()}
+    each = lambda o: set(map(tuple, torch.cat([o.clean, o.corrupt], 1).tolist()))
+    rows = {k: each(o) for k,o in parts._asdict().items()}
     for a,b in (('train', 'test'), ('dev', 'test'), ('train', 'dev')):
         both = rows[a] & rows[b]
-        if both: raise ValueError(f"{len(both)} pairs of prompts stand in {a} and in {b}, expected parts that share none")
+        if both:
+            raise ValueError(
+                f"{len(both)} pairs of prompts stand in {a} and in {b}, expected parts that share none")
 
 # %% ../../nbs/steering/10_evaluation.ipynb #stev0017
 @torch.no_grad()
@@ -148,7 +155,9 @@ def evaluate_steering(
 )->Verdict:      # raises ValueError for parts that share prompts, or where nothing moves
     "Find on train, choose on dev, judge on test."
     _apart(parts)
-    if text is None and limit != np.inf: raise ValueError("a limit on the cost needs a text, or limit=float('inf')")
+    if text is None and limit != np.inf:
+        raise ValueError(
+            "a limit on the cost needs a text, or limit=float('inf')")
     train, dev, test = parts
     ends = train.positions['end']
     every = [direction(model, s, train.clean, train.corrupt, ends, how, quiet=True)
@@ -160,7 +169,9 @@ def evaluate_steering(
     rivals = control_directions(model, site, train.clean, train.corrupt, ends, controls, other=rival)
     response = dose_response(model, best.direction, [best.dose], test, text, rivals)
     words = None if asked is None else _effect_of(model, asked(test), response.plain)
-    kept = {k: behaviours_kept(model, {k: o}, add(best.direction, best.dose, o.positions['end']))[k] for k,o in keep.items()}
+    kept = {}
+    for name,o in keep.items():
+        kept |= behaviours_kept(model, {name: o}, add(best.direction, best.dose, o.positions['end']))
     return Verdict(best, response, len(tried), words, kept)
 
 def _effect_of(model, task, plain):

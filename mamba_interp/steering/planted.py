@@ -18,7 +18,7 @@ class PlantedConcept(NamedTuple):
     "A model whose concept is known, since we wrote it."
     model:Mamba     # float64; its blocks neither read nor write along `vector`
     vector:Tensor   # (d) unit length: the concept in the residual stream
-    strength:Tensor # (b) coordinate of each prompt's last token: this in `task.clean`, minus this in `task.corrupt`
+    strength:Tensor # (b) coordinate of the last token in `task.clean`; minus this in `task.corrupt`
     task:Task       # Clean prompts carry the concept, corrupt ones its opposite
 
 # %% ../../nbs/steering/00_planted.ipynb #stpl0008

@@ -27,8 +27,9 @@ class Restart:
         self.first = whole_number(token_index(first, length, 'first'), 'first', 0)
         self.end = torch.as_tensor(token_index(end, length, 'end')).expand(len(self.tokens))
         if (self.end < self.first).any():
-            raise ValueError(f"logits at token {self.end.min().item()} are wanted, but the edit begins only at "
-                             f"token {self.first}")
+            raise ValueError(
+                f"logits at token {self.end.min().item()} are wanted, but the edit begins only at "
+                f"token {self.first}")
         self.part = hasattr(model, 'run') and self.site.name not in ('embed', 'final_resid', 'final_norm')
         if self.part: self._begin()
 

@@ -20,7 +20,8 @@ class SideEffects(NamedTuple):
     kl:Estimate      # Nats per token, plain against edited
     loss:Estimate    # Change of the next-token loss, nats per token
     entropy:Estimate # Change of the entropy, nats per token
-    def __repr__(self): return f'SideEffects(KL {self.kl.text()}, loss {self.loss.text()}, entropy {self.entropy.text()})'
+    def __repr__(self):
+        return f"SideEffects({', '.join(f'{k} {v.text()}' for k,v in self._asdict().items())})"
 
 # %% ../../nbs/steering/07_side_effects.ipynb #stsi0008
 def _per_token(plain, edited, tokens):
@@ -43,12 +44,15 @@ def side_effects(
 )->SideEffects:  # raises ValueError where the edited model says NaN
     "Measure what an edit costs on text."
     text = check_tokens(text, model.config.vocab_size, model.device)
-    if text.shape[1] < 2: raise ValueError("a text has one token, expected at least two: there is nothing to predict")
+    if text.shape[1] < 2:
+        raise ValueError(
+            "a text has one token, expected at least two: there is nothing to predict")
     parts = []
     for part in text.split(whole_number(batch, 'batch')):
         edited = model(part, taps)
         if not edited.isfinite().all():
-            raise ValueError("the edit makes logits that are not finite (NaN) on the text: a smaller dose is needed")
+            raise ValueError(
+                "the edit makes logits that are not finite (NaN) on the text: a smaller dose is needed")
         parts.append(_per_token(model(part).double(), edited.double(), part))
     rows = torch.cat(parts)
     return SideEffects(*(mean_estimate(o, seed=seed, share=False) for o in rows.unbind(1)))

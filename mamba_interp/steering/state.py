@@ -35,8 +35,9 @@ def write_state(
 def _outer(key, value, shape, site):
     "What value and key write into a state of a shape (e n) or (h p n)."
     if value.shape != shape[:-1] or key.shape not in (shape[-1:], (*shape[:-2], shape[-1])):
-        raise ValueError(f"{site} is {tuple(shape)} for each prompt, so a value is {tuple(shape[:-1])} and a key "
-                         f"{tuple(shape[-1:])}, got {tuple(value.shape)} and {tuple(key.shape)}")
+        raise ValueError(
+            f"{site} is {tuple(shape)} for each prompt, so a value is {tuple(shape[:-1])} and a key "
+            f"{tuple(shape[-1:])}, got {tuple(value.shape)} and {tuple(key.shape)}")
     if key.ndim > 1: key = key[:, None]
     return value[..., None]*key
 
@@ -53,7 +54,9 @@ def move_state(
     source = check_tokens(source, model.config.vocab_size, model.device)
     where = token_index(at if source_at is None else source_at, source.shape[1], 'source_at')
     each = [layers] if not hasattr(layers, '__iter__') else list(layers)
-    if not hasattr(model, 'run'): raise ValueError(f"{type(model).__name__} announces no state, expected a Mamba")
+    if not hasattr(model, 'run'):
+        raise ValueError(
+            f"{type(model).__name__} announces no state, expected a Mamba")
     sites = [Site('state', whole_number(l, 'a block', 0, len(model.layers) - 1), where) for l in each]
     seen = record(model, source, sites)
     put = lambda value: lambda old: (value if len(value) > 1 else value[:1]).to(old).expand_as(old)
@@ -95,7 +98,8 @@ def persistence(
     "Measure how long an edit of the state lasts, beside what the decay predicts."
     taps = chain(taps)
     if len(taps) != 1 or next(iter(taps)).name != 'state' or next(iter(taps)).pos is None:
-        raise ValueError(f"expected one edit of a state at one token, got taps at {', '.join(map(str, taps)) or 'no site'}")
+        where = ', '.join(map(str, taps)) or 'no site'
+        raise ValueError(f"expected one edit of a state at one token, got taps at {where}")
     (_, layer, at), = taps
     tokens = check_tokens(tokens, model.config.vocab_size, model.device)
     at = token_index(at, tokens.shape[1], 'the edit')
@@ -105,7 +109,8 @@ def persistence(
     delta = edited - plain
     first = delta[:, 0].flatten(1).norm(dim=1)
     if (first == 0).any():
-        raise ValueError(f"the edit at {site}@{at} changes nothing in prompt {int((first == 0).nonzero()[0])}")
+        prompt = int((first == 0).nonzero()[0])
+        raise ValueError(f"the edit at {site}@{at} changes nothing in prompt {prompt}")
     later = torch.cat([torch.zeros_like(dt[:, :1]), dt[:, 1:]], 1)
     kept = [delta.flatten(2).norm(dim=2).T/first, _fading(model, layer, later, delta[:, 0])/first]
     effect = _nats(model(tokens), model(tokens, taps))[:, at:].T
