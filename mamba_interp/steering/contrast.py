@@ -51,9 +51,9 @@ def name_contrast(
 # %% ../../nbs/steering/02_contrast.ipynb #stct0011
 class Parts(NamedTuple):
     "Prompts to find with, to choose with, and to judge with."
-    train:Task
-    dev:Task
-    test:Task
+    train:Task # Finds directions
+    dev:Task   # Chooses site and dose
+    test:Task  # Gives the number
 
 def _no_twice(task):
     "Refuse a prompt that stands in a task twice, which could then be in two parts."

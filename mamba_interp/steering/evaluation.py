@@ -23,8 +23,8 @@ from ..tasks import Task, encode
 # %% ../../nbs/steering/10_evaluation.ipynb #stev0008
 class Candidate(NamedTuple):
     "A direction and a dose, as they did on the dev part."
-    direction:Direction
-    dose:float
+    direction:Direction # What was added
+    dose:float   # How much, in units of the site's mean norm
     effect:float # Mean change of the logit difference
     p:float      # Sign-flip test, adjusted by Holm's method for all candidates
     cost:float   # Nats per token of other text; NaN without a text
