@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch.nn.functional import normalize
+from ..model import Span
 from ..report import Estimate, against_random, holm, lines, mean_estimate, nested_estimate
 from ..report import numbers, one_of, paired_test, patch_to, share_estimate, table
 from .controls import random_directions
@@ -175,9 +176,10 @@ def _places(at, task):
     "Tokens that are edited, and the first of them; `at` is 'end', 'all', or what a tap takes."
     if isinstance(at, str): one_of(at, 'at', ('end', 'all'))
     if isinstance(at, str) and at == 'all': return None, 0
+    length = task.clean.shape[1]
+    if hasattr(at, 'tokens'): at = at.tokens(Span(0, length, length, length))
     at = task.positions['end'] if isinstance(at, str) else at
     each = torch.as_tensor(at).reshape(-1)
-    length = task.clean.shape[1]
     return at, int(torch.where(each < 0, each + length, each).min())
 
 # %% ../../nbs/steering/08_dose.ipynb #stdo0030
@@ -198,7 +200,7 @@ def dose_response(
     controls=100, # Random directions of two kinds, 0 for none; or a dict, as `control_directions` gives
     *,
     which:str='corrupt', # Side that is pushed: 'corrupt' or 'clean'
-    at='end',    # Tokens that are edited: 'end', where the answer is predicted, 'all', or what a tap takes
+    at='end',    # What is edited: 'end', where the answer is predicted, 'all', a `Schedule` or token indices
     levels=(),   # Outermost first, each (n), such as `[task.group]`: intervals are then nested
     seed:int=0,  # Seed of the random directions
     rows:int=ROWS, # Prompts times tokens that are run at once
