@@ -18,7 +18,7 @@ settings = ConfigParser(delimiters='=')
 settings.read(root/'settings.ini')
 settings = settings['DEFAULT']
 
-SHELVES = 'report model tasks training circuits sae lenses features studies'.split()  # folders of pages, in the order in which they may import
+SHELVES = 'report model tasks training circuits sae lenses features steering studies'.split()  # folders of pages, in the order in which they may import
 
 def plain(page):
     "A page's name without its number, `circuits/graph` for `circuits/02_graph`: what links, modules and the site call it."

@@ -57,10 +57,11 @@ class Span(NamedTuple):
     total:int  # Number of tokens that are read in all
 
     def place(self,
-        at,            # Token index, or a list or (b) tensor of these, in the whole sequence
+        at,            # Token index, a list or (b) tensor of these, or what gives them by `tokens(span)`
         name:str='at', # What it is, for the sentence
     ):                 # The same, counted from the run's first token; raises ValueError for one never read
         "Return token indices as the run counts them; outside the run they are negative or too large."
+        if hasattr(at, 'tokens'): at = at.tokens(self)
         each = at.tolist() if hasattr(at, 'tolist') else at
         if not isinstance(each, (list, tuple, range)): return self._place_one(each, name)
         whole = [self._place_one(o, name) for o in each]

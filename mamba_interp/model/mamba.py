@@ -10,7 +10,7 @@ import copy, math
 from difflib import get_close_matches
 import torch, torch.nn as nn
 from torch import Tensor
-from .announcing import _Announcer, sort_taps
+from .announcing import Span, _Announcer, sort_taps
 from .block import Memory
 from .blocks import BLOCKS
 from .config import _CHECKS, _KINDS, _configured, _fits, check_config
@@ -160,18 +160,18 @@ def run(self,
     layers:range=None, # Which blocks to run; all by default
     past:list=None,    # One `Memory` per block: what came before `resid`
     attention_mask:Tensor=None, # (b t) 0 for padding before or after a prompt
+    span:Span=None,    # Where `resid` stands in a longer text, in which the taps' tokens count
 )->tuple:              # (b t d) residual stream after the last of `layers`; the new list of `Memory`
     "Run part of the model: from any block, and from any token given the memory of the earlier ones."
     self._check_resid(resid)
     real = check_mask(attention_mask, resid[..., 0])
-    taps = sort_taps(taps, self._sites, resid.shape[1])
+    taps = sort_taps(taps, self._sites, resid.shape[1], span)
     layers = self._which(layers)
     self._check_past(past, len(resid))
     missed = set(taps) - set(layers)
     if missed:
         raise ValueError(
-            f"taps in blocks {sorted(missed, key=str)}, which this run of blocks "
-            f"{list(layers)} does not visit")
+            f"taps in blocks {sorted(missed, key=str)}, not visited by this run of blocks {list(layers)}")
     return self._run(resid, taps, layers, past, real)
 
 # %% ../../nbs/model/17_mamba.ipynb #a6b53438
