@@ -113,7 +113,13 @@ class Fact(NamedTuple):
     @property
     def text(self):
         "Return the sentence."
-        return RELATIONS[self.relation][self.wording].replace('[S]', self.subject).replace('[V]', self.value)
+        return self.text_of(RELATIONS[self.relation][self.wording])
+
+    def text_of(self,
+        said:str, # Sentence with `[S]` and `[V]`
+    )->str:
+        "Return a sentence about the person and the value of the fact."
+        return said.replace('[S]', self.subject).replace('[V]', self.value)
 
 # %% ../../nbs/tasks/11_small_world.ipynb #7f57ef83
 class Ask(NamedTuple):
