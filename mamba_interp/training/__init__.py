@@ -24,12 +24,11 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     checkpoints=['Checkpoints'],
     train=['train'],
     ngrams=['KneserNey'],
-    holdout=['COUNTER', 'DUPLICATES', 'OPENINGS', 'Holdout', 'counter_sentences', 'holdout',
-             'ioi_sentences'],
+    holdout=['COUNTER', 'DUPLICATES', 'OPENINGS', 'Holdout', 'counter_sentences', 'holdout', 'ioi_sentences'],
     sentences=['MORE_OBJECTS', 'MORE_PLACES', 'STARTS', 'TRIES', 'WORDS', 'Form', 'Sentences',
                'duplicate_rows', 'ioi_rows'],
     house_scores=['copying_scores', 'ioi_held_out', 'ioi_scores', 'text_losses'],
     house=['HOUSE_RECIPE', 'house_mixture', 'house_start'],
-    curriculum=['CURRICULUM', 'CURRICULUM_RECIPE', 'CURRICULUM_WORDS', 'EVERY_WORDING',
-                'LESSON_OPENINGS', 'QUESTION_SOURCES', 'curriculum_mixture', 'curriculum_sources',
-                'curriculum_start', 'words_as_names']))
+    curriculum=['CURRICULUM', 'CURRICULUM_RECIPE', 'CURRICULUM_WORDS', 'EVERY_WORDING', 'LESSON_OPENINGS',
+                'QUESTION_SOURCES', 'curriculum_mixture', 'curriculum_sources', 'curriculum_start',
+                'words_as_names']))
