@@ -71,9 +71,10 @@ def wide(texts, width):
     return [(o, line) for o in texts for line in written(o) if len(line) > width]
 
 def crowded(texts):
-    "(text, node) of assignments to more than a pair at once."
-    targets = [(o, t) for o in texts for n in ast.walk(o.tree) if isinstance(n, ast.Assign) for t in n.targets]
-    return [(o, t) for o,t in targets if isinstance(t, ast.Tuple) and len(t.elts) > 2]
+    "(text, node) of assignments of more than a pair of values written out; what a call returns may have more."
+    found = [(o, n) for o in texts for n in ast.walk(o.tree) if isinstance(n, ast.Assign)]
+    size = lambda node: len(node.elts) if isinstance(node, ast.Tuple) else 0
+    return [(o, n) for o,n in found if size(n.value) > 2 and any(size(t) > 2 for t in n.targets)]
 
 class Cell(NamedTuple):
     "An exported cell."

@@ -143,7 +143,9 @@ def _about(answers, groups):
 
 def _failures(part, answers):
     "Answers that match none exactly, the one whose right answer is least likely first."
-    em, logp, digest = answers.score('em'), answers.score('logp'), answers.digest()
+    em = answers.score('em')
+    logp = answers.score('logp')
+    digest = answers.digest()
     for i in np.argsort(np.nan_to_num(logp, nan=0), kind='stable'):
         q, r = answers.questions[i], answers.rows[i]
         if em[i] == 1: continue
@@ -186,7 +188,12 @@ def answer_report(
         f"answers is {str(answers)[:40]!r} ({type(answers).__name__}), expected `Answers`, as from `ask`")
     whole_number(bins, 'bins', 2), whole_number(seed, 'seed', 0)
     by, against = answers.by or 'model', _checked(answers, against)
-    about, scores, differences, trust, factors, failed = {}, [], [], [], {}, []
+    about = {}
+    scores = []
+    differences = []
+    trust = []
+    factors = {}
+    failed = []
     for part, own in answer_parts(answers, mode).items():
         groups = answer_groups(own)
         about[part], ours = _about(own, groups), _in_order(own, own.ids)

@@ -38,7 +38,9 @@ class _Remembered:
         return _sums(torch.cat(found, 1), answers)
     def generate(self, n):
         "(b n) the likeliest tokens, and their log p."
-        out, logits, past = [], self.logits, self.past
+        out = []
+        logits = self.logits
+        past = self.past
         for i in range(n):
             out.append(_pick(logits))
             if i + 1 == n: break

@@ -225,7 +225,9 @@ def classify(
     if policy.length and tokenizer is None: raise ValueError(
         f"the policy's length is {policy.length} tokens: hand over the tokenizer that counts them")
     if not isinstance(questions, QuestionSet): questions = QuestionSet(tuple(questions))
-    count, kept, left = _counter(tokenizer), [], Counter()
+    count = _counter(tokenizer)
+    kept = []
+    left = Counter()
     for o in questions:
         o = with_context(o, policy.context)
         fired = (f for rule in RULES[policy.name] if (f := rule(o, policy, count)))

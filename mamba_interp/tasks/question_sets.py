@@ -110,7 +110,9 @@ def read_questions(
     if path is None or str(path).startswith('hf:'):
         kept, counts = _collect(_streamed(path, format, split), read, limit, split, set())
         return QuestionSet(tuple(kept), (dict(name=path or HUB[format][0], format=format) | counts,))
-    questions, sources, seen = [], [], set()
+    questions = []
+    sources = []
+    seen = set()
     for file in _files(as_path(path), format):
         room = None if limit is None else limit - len(questions)
         if room == 0: break
@@ -125,7 +127,9 @@ def _given(evidence, format):
 # %% ../../nbs/tasks/21_question_sets.ipynb #b22bbdaf
 def _collect(records, read:Callable, limit, split, seen):
     "Questions, and counts of what was read, kept and left out by reason."
-    kept, left, count = [], Counter(), 0
+    kept = []
+    left = Counter()
+    count = 0
     for where, record in records:
         for o in read(record, where):
             count += 1

@@ -56,7 +56,10 @@ class _Files:
 # %% ../../nbs/training/04_places.ipynb #4a793b2b
 class _Counted:
     "Documents that can be read from the first on only; a place is how many come before."
-    def __init__(self, begin, rank=0, world=1): self.begin, self.rank, self.world = begin, rank, world
+    def __init__(self, begin, rank=0, world=1):
+        self.begin = begin
+        self.rank = rank
+        self.world = world
     def read(self, place):
         "Place, name and text of each document from `place` on."
         for i,(where,text) in enumerate(self.begin()):
