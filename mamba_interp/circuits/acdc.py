@@ -10,7 +10,8 @@ import hashlib, json, math
 from contextlib import contextmanager
 import torch
 from .calibration import TIE
-from .graph import EdgePatcher, Graph
+from .graph import Graph
+from .edge_patching import EdgePatcher
 from .circuit import Circuit
 from .scores import Scores, check_differs, graph_of, indices_of, provenance_of
 from .ranking import ranking

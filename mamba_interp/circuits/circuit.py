@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 import torch
 from torch import Tensor
-from .graph import Edge, Graph
+from .edge import Edge
+from .graph import Graph
 from .circuit_files import check_origin, read_circuit, write_circuit
 from ..model import Mamba
 from ..report import fields_of, patch_to

@@ -9,7 +9,8 @@ __all__ = ['KIND', 'stored', 'task_origin', 'check_origin', 'write_circuit', 're
 import hashlib, json
 from pathlib import Path
 from .requirements import needs_mamba
-from .graph import Graph, check_graph
+from .graph import Graph
+from .edge_cells import check_graph
 from ..model import Mamba, fingerprint
 from ..report import as_path, fields_of, read_json, whole_number, writable, write_json
 from ..tasks import Task

@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 import numpy as np, torch
-from .graph import KINDS, Graph
+from .edge import KINDS
+from .graph import Graph
 from .circuit import Circuit, check_circuit, mask_of
 from ..model import WIRINGS, Site
 

@@ -12,7 +12,10 @@ from .requirements import check_run
 from .rules import METHODS
 from .slopes import exactly, points
 from .attribution import missed
-from .graph import EdgePatcher, Graph, Spans, _check_spans, check_graph
+from .spans import Spans
+from .graph import Graph
+from .edge_cells import check_graph, check_spans
+from .edge_patching import EdgePatcher
 from .circuit_files import task_origin
 from .time_edges import TIME_SITES, time_cells
 from .scores import Scores, change_between, exact_scores
@@ -115,4 +118,4 @@ def _check(model, task, graph, method, spans, metric, base, batch):
     check_run('edge_scores', model, task, metric, base)
     whole_number(batch, '`batch`')
     check_graph(graph, model)
-    _check_spans(graph, spans, tuple(task.clean.shape))
+    check_spans(graph, spans, tuple(task.clean.shape))

@@ -9,7 +9,8 @@ __all__ = ['Setting', 'circuit_mask', 'witness_scores', 'ends_of', 'kept_share',
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np, torch
-from .graph import KINDS, EdgePatcher
+from .edge import KINDS
+from .edge_patching import EdgePatcher
 from .circuit import Circuit, mask_of
 from .connected import connected_mask
 from .scores import Scores, graph_of

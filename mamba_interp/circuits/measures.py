@@ -8,7 +8,7 @@ __all__ = ['name_of', 'check_measure', 'measured', 'share', 'accuracy', 'mean_ch
 # %% ../../nbs/circuits/60_measures.ipynb #347fb14b
 import torch
 from torch import Tensor
-from .graph import EdgePatcher
+from .edge_patching import EdgePatcher
 from .circuit import mask_of
 from .scores import units_of
 from ..report import real_number

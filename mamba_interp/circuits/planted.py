@@ -20,7 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import Mamba2Config, MambaConfig
-from .graph import Edge, EdgePatcher, Graph, spans
+from .edge import Edge
+from .spans import spans
+from .graph import Graph
+from .edge_patching import EdgePatcher
 from .edge_scores import edge_scores
 from .acdc import acdc
 from ..model import Mamba

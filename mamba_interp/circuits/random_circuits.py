@@ -9,7 +9,7 @@ __all__ = ['random_paths', 'random_masks', 'Band', 'random_band']
 from functools import cache
 from typing import NamedTuple
 import numpy as np, torch
-from .graph import KINDS
+from .edge import KINDS
 from .connected import wiring_of
 from .scores import graph_of
 from .faithfulness import Setting, circuit_mask, ends_of, kept_share, witness_scores

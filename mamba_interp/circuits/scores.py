@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
-from .graph import Edge, EdgePatcher, Graph
+from .edge import Edge
+from .graph import Graph
+from .edge_patching import EdgePatcher
 from .circuit_files import stored, task_origin
 
 # %% ../../nbs/circuits/56_scores.ipynb #0902f5d6

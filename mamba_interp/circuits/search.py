@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 import torch
-from .graph import EdgePatcher
+from .edge_patching import EdgePatcher
 from .circuit_files import stored
 from .circuit import Circuit, check_circuit
 from .scores import Scores, check_scores, provenance_of
