@@ -11,19 +11,25 @@ from typing import NamedTuple
 from ..circuits import Circuit
 
 # %% ../../nbs/studies/14_ioi_circuit.ipynb #319e11a4
+_ONCE = ('layer → layer', 'embed → layer', 'layer → out', 'embed → out', 'conv lags', 'gates', 'scans',
+    'receivers')
+
+def _kind(e):
+    "The kind of an edge, in the words of the study."
+    if e.kind != 'depth':
+        return dict(lag='conv lags', gate='gates', time='scans', receiver='receivers')[e.kind]
+    return f"{'embed' if e.src.layer is None else 'layer'} → {'out' if e.dst.layer is None else 'layer'}"
+
 def published_counts(
     circuit:Circuit, # Of any graph
 )->dict:             # Kind -> number; edges at several tokens, or to both readers of a block, count once
-    "Count a circuit's edges by the kinds of Ensign & Garriga-Alonso (2024); a gate or a scan counts once."
-    def kind(e):
-        if e.kind != 'depth':
-            return dict(lag='conv lags', gate='gates', time='scans', receiver='receivers')[e.kind]
-        return f"{'embed' if e.src.layer is None else 'layer'} → {'out' if e.dst.layer is None else 'layer'}"
-    once = {(kind(e), e.src, e.dst.layer, e.lag, e.dst.name if e.kind == 'receiver' else '') for e in circuit}
+    "Count edges by the kinds of Ensign & Garriga-Alonso (2024); a gate or a scan counts once."
+    once = {(_kind(e), e.src, e.dst.layer, e.lag, e.dst.name if e.kind == 'receiver' else '')
+        for e in circuit}
     found = Counter(o[0] for o in once)
-    return {k: found[k] for k in ('layer → layer', 'embed → layer', 'layer → out', 'embed → out', 'conv lags',
-        'gates', 'scans', 'receivers')}
+    return {k: found[k] for k in _ONCE}
 
+# %% ../../nbs/studies/14_ioi_circuit.ipynb #circ0006
 class AtLayer(NamedTuple):
     "What a circuit keeps around one block."
     lags:tuple # Of its convolution
@@ -34,10 +40,10 @@ def at_layer(
     circuit:Circuit, # Of any graph
     layer:int,       # Block
 )->AtLayer:          # Each sorted, the embedding first and the answer last
-    "The lags, sources and readers that a circuit keeps at a block."
-    some = [e for e in circuit if e.kind == 'depth']
-    into, out = ({f(e) for e in some if g(e) == layer} for f,
-        g in ((lambda e: e.src.layer, lambda e: e.dst.layer), (lambda e: e.dst.layer, lambda e: e.src.layer)))
-    return AtLayer(tuple(sorted({e.lag for e in circuit if e.kind == 'lag' and e.dst.layer == layer})),
-        tuple(sorted(into, key=lambda l: -1 if l is None else l)),
-        tuple(sorted(out, key=lambda l: 1e9 if l is None else l)))
+    "Return the lags, sources and readers that a circuit keeps at a block."
+    depth = [e for e in circuit if e.kind == 'depth']
+    lags = {e.lag for e in circuit if e.kind == 'lag' and e.dst.layer == layer}
+    into = {e.src.layer for e in depth if e.dst.layer == layer}
+    out = {e.dst.layer for e in depth if e.src.layer == layer}
+    def ordered(layers, none): return tuple(sorted(layers, key=lambda l: none if l is None else l))
+    return AtLayer(tuple(sorted(lags)), ordered(into, -1), ordered(out, float('inf')))
