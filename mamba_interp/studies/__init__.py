@@ -14,9 +14,10 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     ioi=['Step', 'crosstalk_set', 'crosstalk_taps', 'lag_effects', 'logit_terms'],
     ioi_names=['NameAverages', 'name_averages', 'swap_taps'],
     ioi_circuit=['AtLayer', 'at_layer', 'published_counts'],
-    ioi_features=['Sizes', 'copy_nodes', 'first_reach', 'set_sizes', 'verdict'],
+    ioi_features=['SizeSearch', 'Sizes', 'copy_nodes', 'first_reach', 'set_sizes', 'verdict'],
     copying=['COPIER', 'copied', 'copier', 'copy_pairs', 'entered', 'halves', 'second_pass'],
     copying_features=['Induction', 'Recall', 'induction_test', 'planted_p', 'predicted_words',
                       'promoted_words', 'recall_ends', 'recall_prompts'],
     one_layer=['KS', 'LAMBDAS', 'ONE_LAYER_RECIPE', 'WIDTHS', 'RootSAE', 'grid', 'one_layer', 'text_batches'],
-    benchmarks=['Quartiles', 'compare', 'machine', 'quartiles', 'speedup']))
+    benchmarks=['Quartiles', 'add_sections', 'compare', 'machine', 'quartiles', 'speedup', 'threads',
+                'without_memory_settings']))

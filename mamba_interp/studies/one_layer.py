@@ -61,7 +61,7 @@ def grid(
     widths=WIDTHS,   # Features per dimension of the residual stream
     seed:int=0,      # Of the decoders
 )->dict:             # 'L1-0.004-2' -> `SAE`; raises ValueError for another kind
-    "One autoencoder for each cell of a grid; L1 encoders begin so short that the reconstruction begins near its input."
+    "Make one autoencoder for each cell of a grid; L1 encoders begin short, so near their input."
     kinds = dict(L1=(RootSAE, L1), TopK=(SAE, TopK))
     if kind not in kinds: raise ValueError(f"kind should be 'L1' or 'TopK', got {kind!r}")
     (make, activation), d = kinds[kind], model.config.hidden_size
