@@ -10,13 +10,14 @@ from ..report import face
 
 # %% ../../nbs/studies/index.ipynb #face7004
 __getattr__, __dir__, __all__ = face(__name__, dict(
-    ioi=['NameAverages', 'Step', 'crosstalk_set', 'crosstalk_taps', 'lag_effects', 'logit_terms',
-         'name_averages', 'swap_taps'],
+    study_cards=['PLOTLY', 'Cards', 'Study', 'read_study', 'small_figure', 'studies_in', 'study_cards'],
+    ioi=['Step', 'crosstalk_set', 'crosstalk_taps', 'lag_effects', 'logit_terms'],
+    ioi_names=['NameAverages', 'name_averages', 'swap_taps'],
     ioi_circuit=['AtLayer', 'at_layer', 'published_counts'],
-    ioi_features=['Sizes', 'copy_nodes', 'first_reach', 'set_sizes', 'verdict'],
-    copying=['COPIER', 'Induction', 'Recall', 'copied', 'copier', 'copy_pairs', 'entered', 'halves',
-             'induction_test', 'planted_p', 'predicted_words', 'promoted_words', 'recall_ends',
-             'recall_prompts', 'second_pass'],
-    one_layer=['KS', 'LAMBDAS', 'ONE_LAYER_RECIPE', 'WIDTHS', 'RootSAE', 'grid', 'one_layer',
-               'text_batches'],
-    benchmarks=['Quartiles', 'compare', 'machine', 'quartiles', 'speedup']))
+    ioi_features=['SizeSearch', 'Sizes', 'copy_nodes', 'first_reach', 'set_sizes', 'verdict'],
+    copying=['COPIER', 'copied', 'copier', 'copy_pairs', 'entered', 'halves', 'second_pass'],
+    copying_features=['Induction', 'Recall', 'induction_test', 'planted_p', 'predicted_words',
+                      'promoted_words', 'recall_ends', 'recall_prompts'],
+    one_layer=['KS', 'LAMBDAS', 'ONE_LAYER_RECIPE', 'WIDTHS', 'RootSAE', 'grid', 'one_layer', 'text_batches'],
+    benchmarks=['Quartiles', 'add_sections', 'compare', 'machine', 'quartiles', 'speedup', 'threads',
+                'without_memory_settings']))
