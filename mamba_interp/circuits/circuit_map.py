@@ -7,255 +7,206 @@ __all__ = ['circuit_map']
 
 # %% ../../nbs/circuits/45_circuit_map.ipynb #c0ffee03
 import html, re
-from itertools import count
-from typing import NamedTuple
 import numpy as np, plotly.graph_objects as go, torch
 from .calibration import tie_groups
-from ..model import Site, nearest_names
+from .map_layout import map_layout, row_text
 from ..report import (GREY, PALETTE, Figure, cell_text, in_house_style, interval_ends, label_text,
-                                 labelled_axis, numeric_array, plain_labels, plain_numbers, value_rows)
+                                 labelled_axis, numeric_array, plain_numbers, value_rows)
 
-# %% ../../nbs/circuits/45_circuit_map.ipynb #bc4e01eb
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap03
 _COLOUR = dict(depth=PALETTE[0], lag=PALETTE[1], receiver=PALETTE[3], gate='#A6761D', time=PALETTE[2])
-_ROWS = ['resid', 'x', 'conv', 'Δ', 'B', 'C', 'value', 'skip', 'state', 'y', 'z', 'gate', 'block_out']   # of a block, from the bottom
-_ROW = {o: o for o in _ROWS} | dict(read_x='x', read_z='z', u='conv', conv_lag='conv', to_dt='Δ', dt='Δ', to_B='B', to_C='C', to_value='value', to_skip='skip')
-_FIXED = [o.split() for o in ('resid x', 'resid z', 'Δ state', 'B state', 'value state', 'C y', 'y block_out', 'skip block_out', 'gate block_out')]
+_ALONG = {1: .57, 2: .36, 3: .64}   # where along its line a lag is written: clear of others at the same token
 
-class _Wire(NamedTuple):
-    "An edge with its place: rows are (block, row within it), columns are numbers."
-    text:str; kind:str; lag:int; bottom:tuple; top:tuple; left:float; right:float
-
-def _field(o, name):
-    "A field of a record, whether that is a dict or an object; None where it has none."
-    o = o.get(name) if isinstance(o, dict) else getattr(o, name, None)
-    return o.item() if hasattr(o, 'item') else o
-
-def _columns_of(tokens):
-    "`{label: column}` and the columns' text."
-    if tokens is None: tokens = {None: 'all tokens'}
-    if isinstance(tokens, dict): return {k: i for i,k in enumerate(tokens)}, list(tokens.values())
-    tokens = plain_labels(tokens)
-    return {o: i for i,o in enumerate(tokens) if tokens.count(o)==1} | {i: i for i in range(len(tokens))}, tokens
-
-def _before(label, lag):
-    "What stands `lag` tokens before `label`: 5, 2 -> 3; 'IO+2', 2 -> 'IO'."
-    if not isinstance(label, str): return (label, lag) if label is None else label-lag
-    base,_,n = label.rpartition('+') if re.fullmatch(r'.+\+\d+', label) else (label, '', 0)
-    n = int(n)-lag
-    return base + (f'{n:+}' if n else '')
-
-def _row(site):
-    "(block, row) of a site; raises `ValueError` for one that no edge begins or ends at."
-    if site.layer is None and site.name in ('embed', 'final_resid'): return (-1, 0) if site.name=='embed' else (np.inf, 0)
-    if site.name not in _ROW: raise ValueError(f'{site} has no row in the drawing; rows are embed, {", ".join(_ROW)} and final_resid')
-    return site.layer, _ROWS.index(_ROW[site.name])
-
-def _kind(src, dst, lag):
-    if lag is not None: return 'lag'
-    if src.name=='state': return 'time'
-    if dst.layer is None or _ROW[dst.name] in ('resid', 'x', 'z'): return 'depth'
-    return 'gate' if dst.name=='gate' else 'receiver'
-
-def _wire(o, place):
-    "A record as a `_Wire`; raises `ValueError` where an end of it is not in the drawing, or it runs down or back."
-    src,dst = (Site.parse(_field(o, k)) for k in ('src', 'dst'))
-    at,since,lag = (_field(o, k) for k in ('at', 'since', 'lag'))
-    bottom,top = _row(src),_row(dst)
-    text = f'{src}{"" if since is None else f" @ {since}"} -> {dst}{"" if lag is None else f" lag {lag}"}{"" if at is None else f" @ {at}"}'
-    early = _before(at, lag) if lag else at if since is None else since
-    for label in (at,) if lag else (at, early):
-        if label not in place: raise ValueError(f'{text!r} has no column {label!r}; the closest are {nearest_names(str(label), [*map(str, place)])}')
-    left,right = place.get(early, place[at]-.15-.1*(lag or 0)),place[at]   # a lag from a token without a column comes in from the left
-    if bottom>=top or left>right or lag and isinstance(early, int) and early<0: raise ValueError(f'{text!r} runs down or back: an edge leads up, and to the same token or a later one')
-    return _Wire(text, _kind(src, dst, lag), lag, bottom, top, left, right)
-
-def _wires(edges, place):
-    "Every record once; raises `ValueError` where there is none, or one comes twice."
-    wires = [_wire(o, place) for o in edges]
-    if not wires: raise ValueError('there is nothing to draw: the circuit has no edges')
-    texts = [o.text for o in wires]
-    if len(set(texts))<len(texts): raise ValueError(f'{next(o for o in texts if texts.count(o)>1)!r} is given twice')
-    return wires
-
-# %% ../../nbs/circuits/45_circuit_map.ipynb #471c3cba
-def _nodes(wires): return {o for w in wires for o in ((w.bottom, w.left), (w.top, w.right)) if o[1]%1==0}
-
-def _lanes(spans):
-    "A lane for each `(low, high)`, from 1: none meets another in its lane, and each is above those that it contains."
-    lanes = {}
-    for i in sorted(range(len(spans)), key=lambda i: spans[i][1]-spans[i][0]):
-        low,high = spans[i]
-        met = {j: n for j,n in lanes.items() if spans[j][0]<high and low<spans[j][1]}
-        within = max((n for j,n in met.items() if low<=spans[j][0] and spans[j][1]<=high), default=0)
-        lanes[i] = next(n for n in count(within+1) if n not in met.values())
-    return [lanes[i] for i in range(len(spans))]
-
-def _runs(wires):
-    "`{index: (lane, lanes)}` of the time edges from token to token, block by block."
-    blocks = {}
-    for i,w in enumerate(wires):
-        if w.kind=='time' and w.left<w.right: blocks.setdefault(w.top, []).append(i)
-    lanes = {k: _lanes([(wires[i].left, wires[i].right) for i in v]) for k,v in blocks.items()}
-    return {i: (n, max(lanes[k])) for k,v in blocks.items() for i,n in zip(v, lanes[k])}
-
-def _heights(wires, runs):
-    "`{row: height}` of the rows in use, and `{height: text}` of the blocks left out between them."
-    rows = sorted({o for w in wires for o in (w.bottom, w.top)})
-    wide = {w.top: .6 for w in wires if w.left<w.right} | {wires[i].top: min(.3+.35*n, 3) for i,(_,n) in runs.items()}
-    y,skipped = {rows[0]: 0.},{}
-    for low,row in zip(rows, rows[1:]):
-        first,last = low[0]+1,row[0]-1
-        gap = first<=last<np.inf
-        y[row] = y[low] + 1 + wide.get(row, 0) + .5*(low[0]<row[0]) + .8*gap
-        if gap: skipped[(y[low]+y[row])/2] = f'{first}–{last} unused' if first<last else f'{first} unused'
-    return y, skipped
-
-def _fixed(nodes):
-    "The wiring inside a block that no record stands for, between nodes in use."
-    pairs = [[_ROWS.index(o) for o in pair] for pair in _FIXED]
-    return [_Wire('', 'fixed', None, (l, a), (l, b), t, t) for (l,r),t in sorted(nodes) for a,b in pairs if r==a and ((l, b), t) in nodes]
-
-def _bows(wires, y, nodes):
-    "How far each wire swings out of its column: nothing, unless nodes stand in its way; the longer, the farther; left and right by turns."
-    bows,columns = [0.]*len(wires),{}
-    for i,w in enumerate(wires):
-        if w.left==w.right and any(c==w.left and y[w.bottom]<y[r]<y[w.top] for r,c in nodes): columns.setdefault(w.left, []).append(i)
-    for own in columns.values():
-        lanes = _lanes([(y[wires[i].bottom], y[wires[i].top]) for i in own])
-        step = min(.22, .44/((max(lanes)+1)//2))
-        for i,n in zip(own, lanes): bows[i] = (-1)**n*step*((n+1)//2)
-    return bows
-
-def _bezier(n, *points):
-    "`n` points of a cubic curve, closer at its ends, where it turns."
-    a,b,c,d = np.array(points, dtype=float)
-    t = (1-np.cos(np.linspace(0, np.pi, n)))[:,None]/2
-    return (1-t)**3*a + 3*t*(1-t)**2*b + 3*t**2*(1-t)*c + t**3*d
-
-def _curve(w, y, bow, run, n):
-    "Points (n 2) of a wire: straight up, a bow, an S from token to token, or a run in a lane of its own."
-    (a,low),(b,high) = (w.left, y[w.bottom]),(w.right, y[w.top])
-    if run:
-        lane,turn = low + (high-low)*(.1+.75*run[0]/run[1]),min(.5, (b-a)/2)
-        flat = np.linspace(a+turn, b-turn, 1+int(b-a))[1:-1]
-        return np.concatenate([_bezier(n//2+1, (a, low), (a, lane), (a, lane), (a+turn, lane)), np.stack([flat, flat*0+lane], 1), _bezier(n//2+1, (b-turn, lane), (b, lane), (b, lane), (b, high))])
-    if a<b: return _bezier(n, (a, low), (a, .4*low+.6*high), (b, .6*low+.4*high), (b, high))
-    if not bow: return np.linspace((a, low), (b, high), 3+int(high-low))
-    return _bezier(max(n, int(high-low)), (a, low), (a+bow*4/3, .8*low+.2*high), (a+bow*4/3, .2*low+.8*high), (a, high))
-
-# %% ../../nbs/circuits/45_circuit_map.ipynb #e70fa438
-def circuit_map(
-    edges,          # Records (objects or dicts) with `src` and `dst` (sites); `at`, the token (an index or a name, None: all); lag edges `lag`, time edges `since`, the token read
-    scores,         # (edges) numbers; wider lines are farther from 0, dashed ones above it
-    tokens=None,    # The columns: the tokens' text, span names, or `{label: text}`; None: edges are summed over tokens
-    interval=None,  # `(low, high)`, each (edges)
-    names=('token', 'site', 'score'), # What x, y and the scores are, with the unit
-    **layout        # Anything else that plotly's `update_layout` takes
-)->Figure:          # The figure
-    "A circuit as tokens by depth; raises `ValueError` for no edge, one given twice, one that is not in the drawing, or a score that is no number."
-    edges = list(edges)
-    place,words = _columns_of(tokens)
-    wires = _wires(edges, place)
-    v,band = numeric_array(scores, (len(wires),), 'scores'),interval_ends(interval, (len(wires),), 'scores')
-    if bad := [w.text for w,o in zip(wires, v) if not np.isfinite(o)]: raise ValueError(f'{len(bad)} of {len(v)} scores are no numbers, the first at {bad[0]!r}')
-    nodes,runs = _nodes(wires),_runs(wires)
-    y,skipped = _heights(wires, runs)
-    fixed = _fixed(nodes)
-    bows = _bows(wires+fixed, y, nodes)
-    curves = [plain_numbers(_curve(w, y, bows[i], runs.get(i), 15 if len(words)>12 else 31), 5) for i,w in enumerate(wires+fixed)]
-    score,most = value_rows(v, band),np.abs(v).max() or 1
-    fig = Figure(_legend(wires, v, names[2]))
-    if fixed: fig.add_trace(_line([p for c in curves[len(wires):] for p in (*c, (None, None))], name='fixed wiring', hoverinfo='skip', line=dict(color=GREY, width=1, dash='2px,3px')))
-    order = tie_groups(torch.from_numpy(np.abs(v))).argsort(stable=True).tolist()
-    for i in order: fig.add_trace(_edge(wires[i], curves[i], v[i]/most, f'{names[2]} {cell_text(score[i])}'))
-    fig.add_trace(_dots(nodes, y, words))
-    _frame(fig, y, skipped, words, names)
-    fig._still = _svg
-    if any(k.startswith('title') for k in layout): layout = dict(margin_t=110) | layout   # the legend may take two lines
-    return in_house_style(fig, [('', [[wires[i].text, wires[i].kind, score[i]] for i in order], ['edge', 'kind', names[2]])], layout)
-
-def _line(points, **settings): return go.Scatter(dict(mode='lines') | settings, x=[o[0] for o in points], y=[o[1] for o in points])
-
-_ALONG = {1: .57, 2: .36, 3: .64}   # where along its line a lag is written: clear of the others that leave or reach the same token
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap05
+def _line(points, **settings):
+    x, y = [o[0] for o in points], [o[1] for o in points]
+    return go.Scatter(dict(mode='lines') | settings, x=x, y=y)
 
 def _edge(w, curve, share, score):
-    "One record's line."
-    along = round(_ALONG.get(w.lag, .5)*(len(curve)-1))
-    label = dict(mode='lines+text', text=[str(w.lag) if i==along else '' for i in range(len(curve))], textposition='bottom right', textfont_size=11) if w.lag else {}
-    return _line(curve, name=w.text, legendgroup=w.kind, showlegend=False, opacity=.85, hovertemplate=f'{label_text(w.text)}<br>{label_text(score)}<extra></extra>',
-        line=dict(color=_COLOUR[w.kind], width=plain_numbers(1+5*abs(share)), dash='6px,4px' if share>0 else 'solid'), **label)
+    "Draw one edge; `share` is its score's share of the largest."
+    along, label = round(_ALONG.get(w.lag, .5)*(len(curve) - 1)), {}
+    if w.lag:
+        text = [str(w.lag) if i == along else '' for i in range(len(curve))]
+        label = dict(mode='lines+text', text=text, textposition='bottom right', textfont_size=11)
+    pen = dict(color=_COLOUR[w.kind], width=plain_numbers(1 + 5*abs(share)))
+    pen |= dict(dash='6px,4px' if share > 0 else 'solid')
+    hover = f'{label_text(w.text)}<br>{label_text(score)}<extra></extra>'
+    return _line(curve, name=w.text, legendgroup=w.kind, showlegend=False, opacity=.85, hovertemplate=hover,
+                 line=pen, **label)
+
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap06
+def _fixed_lines(plan):
+    "Draw the wiring that always holds, in one trace."
+    points = [p for o in plan.curves[len(plan.wires):] for p in (*o, (None, None))]
+    pen = dict(color=GREY, width=1, dash='2px,3px')
+    return _line(points, name='fixed wiring', hoverinfo='skip', line=pen)
 
 def _legend(wires, v, name):
-    "A line for each kind, for the sign, and for the width."
-    def entry(text, group, **line): return go.Scatter(x=[None], y=[None], mode='lines', name=text, legendgroup=group, line=line)
-    kinds,name = [o.kind for o in wires],label_text(name)
+    "Draw an entry for each kind, for the sign, and for the width."
+    def entry(text, group, **line):
+        return go.Scatter(x=[None], y=[None], mode='lines', name=text, legendgroup=group, line=line)
+    kinds, name = [o.kind for o in wires], label_text(name)
     out = [entry(f'{k} ({kinds.count(k)})', k, color=c, width=3) for k,c in _COLOUR.items() if k in kinds]
-    if (v>0).any(): out.append(entry(f'{name} > 0', 'sign', color=GREY, width=3, dash='6px,4px'))
-    return out + [entry(f'|{name}| = {cell_text(float(np.abs(v).max()))}', 'width', color=GREY, width=6)]
+    if (v > 0).any(): out.append(entry(f'{name} > 0', 'sign', color=GREY, width=3, dash='6px,4px'))
+    largest = cell_text(float(np.abs(v).max()))
+    return out + [entry(f'|{name}| = {largest}', 'width', color=GREY, width=6)]
 
-def _site(row): return 'embed' if row[0]==-1 else 'final_resid' if row[0]==np.inf else f'{row[0]}.{_ROWS[row[1]]}'
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap07
+def _dots(plan):
+    "Draw the nodes."
+    nodes = sorted(plan.nodes)
+    y = plain_numbers([plan.heights[r] for r,_ in nodes], 5)
+    hover = [f'{row_text(r)}, {label_text(plan.words[c])}' for r,c in nodes]
+    return go.Scatter(x=[c for _,c in nodes], y=y, mode='markers', name='nodes', showlegend=False,
+                      marker=dict(color=GREY, size=7), hovertext=hover, hoverinfo='text')
 
-def _dots(nodes, y, words):
-    nodes = sorted(nodes)
-    return go.Scatter(x=[c for _,c in nodes], y=plain_numbers([y[r] for r,_ in nodes], 5), mode='markers', name='nodes', showlegend=False, marker=dict(color=GREY, size=7),
-        hovertext=[f'{_site(r)}, {label_text(words[c])}' for r,c in nodes], hoverinfo='text')
+def _bands(fig, plan):
+    "Draw a band behind every block."
+    blocks = {}
+    for (layer,_),h in plan.heights.items():
+        if 0 <= layer < np.inf: blocks.setdefault(layer, []).append(h)
+    for h in blocks.values():
+        y0, y1 = (plain_numbers(o, 5) for o in (min(h) - .45, max(h) + .45))
+        fig.add_shape(type='rect', layer='below', x0=-.6, x1=len(plan.words) - .4, y0=y0, y1=y1,
+                      line_width=0, fillcolor=GREY, opacity=.1)
 
-def _frame(fig, y, skipped, words, names):
-    "Axes, and a band behind every block."
-    top = max(y.values())
-    blocks = {l: [h for (m,_),h in y.items() if m==l] for l in dict.fromkeys(l for l,_ in y) if 0<=l<np.inf}
-    for h in blocks.values(): fig.add_shape(type='rect', layer='below', x0=-.6, x1=len(words)-.4, y0=plain_numbers(min(h)-.45, 5), y1=plain_numbers(max(h)+.45, 5), line_width=0, fillcolor=GREY, opacity=.1)
-    ticks = {h: _site(r) for r,h in y.items()} | skipped
-    unit = float(np.clip(700/(top+1), 15, 26))
-    fig.update_xaxes(**labelled_axis(words)[1] | dict(title_text=names[0], range=[-.6, len(words)-.4], zeroline=False))
-    fig.update_yaxes(title_text=names[1], tickmode='array', tickvals=plain_numbers(list(ticks), 5), ticktext=list(ticks.values()), tickfont_size=10 if unit<17 else 11, range=[-.6, plain_numbers(top+.6, 5)], showgrid=False, zeroline=False)
-    fig.update_layout(height=round(unit*(top+1.2)+150), hovermode='closest', legend_y=1+plain_numbers(10/(unit*(top+1.2))))
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap08
+def _frame(fig, plan, names):
+    "Draw the axes, as high as the rows need."
+    _bands(fig, plan)
+    top, words = max(plan.heights.values()), plan.words
+    ticks = {h: row_text(r) for r,h in plan.heights.items()} | plan.skipped
+    unit = float(np.clip(700/(top + 1), 15, 26))
+    columns = dict(title_text=names[0], range=[-.6, len(words) - .4], zeroline=False)
+    fig.update_xaxes(**labelled_axis(words)[1] | columns)
+    fig.update_yaxes(title_text=names[1], tickmode='array', tickvals=plain_numbers(list(ticks), 5),
+                     ticktext=list(ticks.values()), tickfont_size=10 if unit < 17 else 11,
+                     range=[-.6, plain_numbers(top + .6, 5)], showgrid=False, zeroline=False)
+    tall = unit*(top + 1.2)
+    fig.update_layout(height=round(tall + 150), hovermode='closest', legend_y=1 + plain_numbers(10/tall))
 
 # %% ../../nbs/circuits/45_circuit_map.ipynb #48073ed5
 def _pen(line):
-    "SVG attributes of a plotly line."
-    return f'fill="none" stroke="{line.color}" stroke-width="{line.width:.3g}"' + (f' stroke-dasharray="{line.dash.replace("px", "")}"' if line.dash not in (None, 'solid') else '')
+    "Return a plotly line as SVG attributes."
+    dash = '' if line.dash in (None, 'solid') else f' stroke-dasharray="{line.dash.replace("px", "")}"'
+    return f'fill="none" stroke="{line.color}" stroke-width="{line.width:.3g}"{dash}'
 
 def _said(text, x, y, end='start', turn=0, size=11):
-    "A text as SVG; plotly's markup is left out."
+    "Return a text as SVG; plotly's markup is left out."
     text = html.escape(html.unescape(re.sub('<[^>]*>', ' ', str(text))), quote=False)
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{end}" font-size="{size}" fill="currentColor"' + (f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else '') + f'>{text}</text>'
+    turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ''
+    return (f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{end}" font-size="{size}" '
+            f'fill="currentColor"{turned}>{text}</text>')
+
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap09
+def _dot(o, x, y, title):
+    return (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{o.marker.size/2}" fill="{o.marker.color}">'
+            f'<title>{title}</title></circle>')
 
 def _trace(o, px, py):
-    "A plotly trace as SVG: its line, markers and text, under its hover text."
+    "Return a plotly trace as SVG: its line, markers and text, under its hover text."
     at = [None if a is None else (px(a), py(b)) for a,b in zip(o.x, o.y)]
     runs = ' '.join(','.join(f'{v:.1f}' for v in p) if p else ';' for p in at).split(';')
-    out = [f'<polyline points="{run.strip()}" {_pen(o.line)}/>' for run in runs if 'lines' in o.mode and run.strip()]
-    if 'markers' in o.mode: out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{o.marker.size/2}" fill="{o.marker.color}"><title>{t}</title></circle>' for (a,b),t in zip(at, o.hovertext)]
-    if 'text' in o.mode: out += [_said(t, a+2, b+11) for (a,b),t in zip(at, o.text) if t]
+    out = []
+    if 'lines' in o.mode:
+        out += [f'<polyline points="{run.strip()}" {_pen(o.line)}/>' for run in runs if run.strip()]
+    if 'markers' in o.mode: out += [_dot(o, a, b, t) for (a,b),t in zip(at, o.hovertext)]
+    if 'text' in o.mode: out += [_said(t, a + 2, b + 11) for (a,b),t in zip(at, o.text) if t]
     hover = (o.hovertemplate or '').replace('<extra></extra>', '').replace('<br>', '\n')
-    return f'<g opacity="{o.opacity or 1}">{f"<title>{hover}</title>" if hover else ""}{"".join(out)}</g>'
+    title = f'<title>{hover}</title>' if hover else ''
+    return f'<g opacity="{o.opacity or 1}">{title}{"".join(out)}</g>'
 
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap10
 def _key(entries, left, width, top):
-    "The legend, in as many lines as it needs, and the height below it."
-    out,x = [],left
+    "Return the legend, in as many lines as it needs, and the height below it."
+    out, x = [], left
     for o in entries:
-        need = 46+6.6*len(html.unescape(o.name))
-        if x+need>width: x,top = left,top+20
-        out.append(f'<line x1="{x:.0f}" x2="{x+26:.0f}" y1="{top}" y2="{top}" {_pen(o.line)}/>' + _said(o.name, x+32, top+4))
+        need = 46 + 6.6*len(html.unescape(o.name))
+        if x + need > width: x, top = left, top + 20
+        out.append(f'<line x1="{x:.0f}" x2="{x + 26:.0f}" y1="{top}" y2="{top}" {_pen(o.line)}/>')
+        out.append(_said(o.name, x + 32, top + 4))
         x += need
-    return out, top+24
+    return out, top + 24
 
+def _open_tag(fig, width, height):
+    "Return the first tag of a drawing, with its size, its name and its colours."
+    font, light = 'system-ui, sans-serif', '@media (prefers-color-scheme: light) { svg { color: #333 } }'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+            f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="{font}" color="{GREY}" role="img" '
+            f'aria-label="{html.escape(repr(fig))}"><style>{light}</style>')
+
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap11
+def _grid(fig, px, py, top, tall):
+    "Return the bands of the blocks and a line for each token."
+    out = []
+    for o in fig.layout.shapes:
+        size = f'width="{px(o.x1) - px(o.x0):.1f}" height="{py(o.y0) - py(o.y1):.1f}"'
+        corner, ink = f'x="{px(o.x0):.1f}" y="{py(o.y1):.1f}"', f'fill="{o.fillcolor}" opacity="{o.opacity}"'
+        out.append(f'<rect {corner} {size} {ink}/>')
+    for o in fig.layout.xaxis.tickvals:
+        ends = f'x1="{px(o):.1f}" x2="{px(o):.1f}" y1="{top}" y2="{top + tall}"'
+        out.append(f'<line {ends} stroke="{GREY}" stroke-opacity=".25"/>')
+    return out
+
+def _axes(x, y, px, py, left, bottom, turn):
+    "Return the words of both axes; `turn` says whether the tokens are turned."
+    rows = [_said(t, left - 6, py(o) + 4, 'end') for o,t in zip(y.tickvals, y.ticktext)]
+    end = 'end' if turn else 'middle'
+    tokens = [_said(t, px(o) + 4*turn, bottom + 14, end, -45*turn) for o,t in zip(x.tickvals, x.ticktext)]
+    return rows + tokens
+
+# %% ../../nbs/circuits/45_circuit_map.ipynb #cirmap12
 def _svg(fig):
-    "A circuit map as SVG, from the figure's own traces and axes."
-    x,y,title = fig.layout.xaxis,fig.layout.yaxis,fig.layout.title.text
-    left,shown = 14+6.4*max(len(html.unescape(o)) for o in y.ticktext),[o for o in fig.data if o.visible!=False]
-    width = max(640, left+30*(x.range[1]+.4)+10)
-    key,top = _key([o for o in shown if o.showlegend!=False], left, width, 40 if title else 16)
-    tall,(a,b),(c,d) = fig.layout.height-150,x.range,y.range
-    px,py = lambda o: left+(o-a)/(b-a)*(width-left-10),lambda o: top+(d-o)/(d-c)*tall
-    long = max(len(html.unescape(str(o))) for o in x.ticktext)*6.4
-    turn = long>px(1)-px(0)
-    height = top+tall+40+(.7*long if turn else 10)
-    draw = [f'<rect x="{px(o.x0):.1f}" y="{py(o.y1):.1f}" width="{px(o.x1)-px(o.x0):.1f}" height="{py(o.y0)-py(o.y1):.1f}" fill="{o.fillcolor}" opacity="{o.opacity}"/>' for o in fig.layout.shapes]
-    draw += [f'<line x1="{px(o):.1f}" x2="{px(o):.1f}" y1="{top}" y2="{top+tall}" stroke="{GREY}" stroke-opacity=".25"/>' for o in x.tickvals]
-    draw += [_trace(o, px, py) for o in shown if o.x!=(None,)]
-    draw += [_said(t, left-6, py(o)+4, 'end') for o,t in zip(y.tickvals, y.ticktext)]
-    draw += [_said(t, px(o)+4*turn, top+tall+14, 'end' if turn else 'middle', -45*turn) for o,t in zip(x.tickvals, x.ticktext)]
-    draw += [_said(x.title.text, (left+width)/2, height-8, 'middle', size=13)] + ([_said(title, left, 18, size=15)] if title else [])
-    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" font-family="system-ui, sans-serif" color="{GREY}" role="img" aria-label="{html.escape(repr(fig))}"><style>@media (prefers-color-scheme: light) {{ svg {{ color: #333 }} }}</style>{"".join(key+draw)}</svg>'
+    "Return a circuit map as SVG, from the figure's own traces and axes."
+    x, y = fig.layout.xaxis, fig.layout.yaxis
+    title, tall = fig.layout.title.text, fig.layout.height - 150
+    longest = lambda texts: 6.4*max(len(html.unescape(str(o))) for o in texts)
+    left, shown = 14 + longest(y.ticktext), [o for o in fig.data if o.visible != False]
+    width = max(640, left + 30*(x.range[1] + .4) + 10)
+    key, top = _key([o for o in shown if o.showlegend != False], left, width, 40 if title else 16)
+    (a, b), (c, d) = x.range, y.range
+    px = lambda o: left + (o - a)/(b - a)*(width - left - 10)
+    py = lambda o: top + (d - o)/(d - c)*tall
+    long = longest(x.ticktext)
+    turn = long > px(1) - px(0)
+    height = top + tall + 40 + (.7*long if turn else 10)
+    draw = _grid(fig, px, py, top, tall) + [_trace(o, px, py) for o in shown if o.x != (None,)]
+    draw += _axes(x, y, px, py, left, top + tall, turn)
+    draw.append(_said(x.title.text, (left + width)/2, height - 8, 'middle', size=13))
+    if title: draw.append(_said(title, left, 18, size=15))
+    return f'{_open_tag(fig, width, height)}{"".join(key + draw)}</svg>'
+
+# %% ../../nbs/circuits/45_circuit_map.ipynb #e70fa438
+def _finite(scores, wires):
+    "Return the scores as an array; raise ValueError for one that is no number."
+    v = numeric_array(scores, (len(wires),), 'scores')
+    bad = [w.text for w,o in zip(wires, v) if not np.isfinite(o)]
+    if not bad: return v
+    raise ValueError(f'{len(bad)} of {len(v)} scores are no numbers, the first at {bad[0]!r}')
+
+def circuit_map(
+    edges,          # Records as for `map_layout`: `src`, `dst`, and `at`, `lag`, `since` where they apply
+    scores,         # (edges) numbers; wider lines are farther from 0, dashed ones above it
+    tokens=None,    # The tokens' text, span names, or `{label: text}`; None: edges are summed over tokens
+    interval=None,  # `(low, high)`, each (edges)
+    names=('token', 'site', 'score'), # What x, y and the scores are, with the unit
+    **layout        # Anything else that plotly's `update_layout` takes
+)->Figure:          # raises ValueError as `map_layout`, and for a score that is no number
+    "Draw a circuit as tokens by depth."
+    plan = map_layout(edges, tokens)
+    wires = plan.wires
+    v = _finite(scores, wires)
+    score = value_rows(v, interval_ends(interval, v.shape, 'scores'))
+    most = np.abs(v).max() or 1
+    fig = Figure(_legend(wires, v, names[2]))
+    if plan.fixed: fig.add_trace(_fixed_lines(plan))
+    order = tie_groups(torch.from_numpy(np.abs(v))).argsort(stable=True).tolist()
+    said = [f'{names[2]} {cell_text(o)}' for o in score]
+    for i in order: fig.add_trace(_edge(wires[i], plan.curves[i], v[i]/most, said[i]))
+    fig.add_trace(_dots(plan))
+    _frame(fig, plan, names)
+    fig._still = _svg
+    titled = any(k.startswith('title') for k in layout)
+    if titled: layout = dict(margin_t=110) | layout   # the legend may take two lines
+    rows = [[wires[i].text, wires[i].kind, score[i]] for i in order]
+    return in_house_style(fig, [('', rows, ['edge', 'kind', names[2]])], layout)
