@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     secant_scan=['scan_secant', 'secant_slope'],
     scan_heads=['head_attention', 'scan_heads', 'scan_heads_by_step'],
     parts=['RMSNorm', 'Rules', 'causal_conv', 'conv_terms'],
+    middle=['conv_silu', 'gated_scan'],
     announcing=['Span', 'sort_taps', 'tapped'],
     tokens=['at_tokens', 'check_mask', 'check_tokens', 'left_pad', 'odd_kind'],
     block=['Mamba1Block', 'Memory'],

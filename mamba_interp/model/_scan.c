@@ -1,4 +1,5 @@
-/* The selective scan on a CPU, forward, backward, and backward between two runs, built on first use by `mamba_interp.scan`.
+/* The selective scan on a CPU, forward, backward, and backward between two runs, built on first use by `mamba_interp.scan`; with what
+   stands around it in a block, `_middle.c`.
 
    h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,   y_t = sum_n C_t h_t
 
@@ -139,6 +140,8 @@ INLINE V NAME(power)(V x) {
     return (V)((I)p + ((I)t << 23)); }
 #endif
 
+#include "_middle.c"
+
 /* K states of LANES channels over `len` tokens: adds to y, moves h; keeps each step's decay and earlier state if asked */
 INLINE void NAME(ahead)(const int K, const int keep, int64_t len, const V *dt, const V *x, const V *a, V *h, V *y,
                         const REAL *B, int64_t Bt, const REAL *C, int64_t Ct, V *before, V *decay) {
@@ -181,13 +184,19 @@ INLINE void NAME(back)(const int K, int64_t len, const V *dt, const V *x, const 
     for (int k = 0; k < K; k++) { gh[k] = G[k]; ga[k] = GA[k]; }
 }
 
-/* p: u dt A B C h0 y hT starts;  k: b t e n seg threads, then the (b, t) strides of u dt B C.
-   A is (n e), h0 and hT (b n e), starts (b segments-1 n e); h0 and starts may be null. */
+/* p: u dt A B C h0 y hT starts | z D skip gated;  k: b t e n seg threads, then the (b, t) strides of u dt B C.
+   A is (n e), h0 and hT (b n e), starts (b segments-1 n e); h0 and starts may be null.
+   With z, dt is what softplus turns into the step size, gated = (y + D skip) silu(z), and y may be null; k goes on with two
+   unused numbers, the (b, t) strides of z and skip, and whether u and skip, dt, z, and gated are bfloat16. */
 int NAME(scan_forward)(void **p, const int64_t *k) {
-    const REAL *u = p[0], *dt = p[1], *A = p[2], *B = p[3], *C = p[4], *h0 = p[5];
+    const void *u = p[0], *dt = p[1];
+    const REAL *A = p[2], *B = p[3], *C = p[4], *h0 = p[5];
     REAL *y = p[6], *hT = p[7], *starts = p[8];
+    const void *z = p[9], *skip = p[11];
+    const REAL *D = p[10];
     const int64_t nb = k[0], T = k[1], E = k[2], N = k[3], S = k[4], nt = k[5], vecs = (E + LANES - 1) / LANES;
     const int64_t segs = (T + S - 1) / S;
+    const int uh = z && k[20], dh = z && k[21], zh = z && k[22], gh = z && k[23];
     int failed = 0;
 #pragma omp parallel num_threads(nt) reduction(|:failed)
     {
@@ -206,15 +215,23 @@ int NAME(scan_forward)(void **p, const int64_t *k) {
                 int64_t t0 = s * S, len = MIN(S, T - t0), n = 0;
                 if (s && starts) for (n = 0; n < N; n++) NAME(store)(starts + ((b * (segs - 1) + s - 1) * N + n) * E + e, h[n], m);
                 for (int64_t t = 0; t < len; t++) {
-                    d[t] = NAME(load)(dt + b * k[8] + (t0 + t) * k[9] + e, m);
-                    x[t] = d[t] * NAME(load)(u + b * k[6] + (t0 + t) * k[7] + e, m);
+                    d[t] = NAME(get)(dt, b * k[8] + (t0 + t) * k[9] + e, dh, m);
+                    if (z) d[t] = NAME(softplus)(d[t]);
+                    x[t] = d[t] * NAME(get)(u, b * k[6] + (t0 + t) * k[7] + e, uh, m);
                     out[t] = (V){0};
                 }
                 const REAL *Bs = B + b * k[10] + t0 * k[11], *Cs = C + b * k[12] + t0 * k[13];
                 for (n = 0; n + TILE <= N; n += TILE)
                     NAME(ahead)(TILE, 0, len, d, x, a + n, h + n, out, Bs + n, k[11], Cs + n, k[13], 0, 0);
                 for (; n < N; n++) NAME(ahead)(1, 0, len, d, x, a + n, h + n, out, Bs + n, k[11], Cs + n, k[13], 0, 0);
-                for (int64_t t = 0; t < len; t++) NAME(store)(y + (b * T + t0 + t) * E + e, out[t], m);
+                for (int64_t t = 0; t < len; t++) {
+                    int64_t o = (b * T + t0 + t) * E + e;
+                    if (y) NAME(store)(y + o, out[t], m);
+                    if (!z) continue;
+                    V g = NAME(get)(z, b * k[16] + (t0 + t) * k[17] + e, zh, m);
+                    V w = out[t] + NAME(load)(D + e, m) * NAME(get)(skip, b * k[18] + (t0 + t) * k[19] + e, uh, m);
+                    NAME(put)(p[12], o, gh, w * (g * NAME(sigmoid)(g)), m);
+                }
             }
             for (int64_t n = 0; n < N; n++) NAME(store)(hT + (b * N + n) * E + e, h[n], m);
         }
@@ -236,10 +253,14 @@ INLINE void NAME(tile)(const int K, int64_t len, const V *d, const V *x, const V
 }
 
 /* p: u dt A B C h0 starts gy ghT | gu gdt gA gB gC gh0;  k: as above, then channels in a group (a multiple of 16) and rows in a chunk.
-   gA is (chunks n e), zeros at first; gB and gC (groups b t n); the sums end in the first chunk and the first group. */
+   gA is (chunks n e), zeros at first; gB and gC (groups b t n); the sums end in the first chunk and the first group.
+   With z after these, gy is the gradient of gated, and p goes on: z D skip y | gz gD gskip, where gD is (chunks e);
+   without gskip, skip is u, and its gradient is added to u's. */
 int NAME(scan_backward)(void **p, const int64_t *k) {
-    const REAL *u = p[0], *dt = p[1], *A = p[2], *B = p[3], *C = p[4], *h0 = p[5], *starts = p[6], *gy = p[7], *ghT = p[8];
-    REAL *gu = p[9], *gdt = p[10], *gA = p[11], *gB = p[12], *gC = p[13], *gh0 = p[14];
+    const void *u = p[0], *dt = p[1], *gy = p[7], *z = p[15], *skip = p[17];
+    const REAL *A = p[2], *B = p[3], *C = p[4], *h0 = p[5], *starts = p[6], *ghT = p[8], *D = p[16], *y = p[18];
+    REAL *gA = p[11], *gB = p[12], *gC = p[13], *gh0 = p[14], *gD = p[20];
+    const int uh = z && k[20], dh = z && k[21], zh = z && k[22], yh = z && k[23];
     const int64_t nb = k[0], T = k[1], E = k[2], N = k[3], S = k[4], nt = k[5], group = k[14] / LANES, chunk = k[15];
     const int64_t vecs = (E + LANES - 1) / LANES, segs = (T + S - 1) / S;
     const int64_t groups = (vecs + group - 1) / group, chunks = (nb + chunk - 1) / chunk;
@@ -248,9 +269,9 @@ int NAME(scan_backward)(void **p, const int64_t *k) {
     {
         FLUSH;
         const int64_t GS = group * S, GN = group * N, SK = S * TILE;
-        V *ws = workspace((6 * GS + 2 * GN + 4 * SK) * sizeof(V));
+        V *ws = workspace((6 * GS + 2 * GN + 4 * SK + group) * sizeof(V));
         V *d = ws, *uu = d + GS, *x = uu + GS, *g = x + GS, *sd = g + GS, *sx = sd + GS, *a = sx + GS, *gh = a + GN;
-        V *qB = gh + GN, *qC = qB + SK, *before = qC + SK, *decay = before + SK;
+        V *qB = gh + GN, *qC = qB + SK, *before = qC + SK, *decay = before + SK, *sD = decay + SK;
         failed = !ws;
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < chunks * groups; item++) {
@@ -261,6 +282,7 @@ int NAME(scan_backward)(void **p, const int64_t *k) {
                 int64_t e = (v0 + v) * LANES;
                 a[v * N + n] = NAME(load)(A + n * E + e, MIN(LANES, E - e)) * SCALE;
             }
+            memset(sD, 0, nv * sizeof(V));
             for (int64_t b = c * chunk; b < MIN(nb, (c + 1) * chunk); b++) {
                 for (int64_t v = 0; v < nv; v++) for (int64_t n = 0; n < N; n++) {
                     int64_t e = (v0 + v) * LANES;
@@ -271,10 +293,19 @@ int NAME(scan_backward)(void **p, const int64_t *k) {
                     const REAL *from = s ? starts + (b * (segs - 1) + s - 1) * N * E : h0 ? h0 + b * N * E : 0;
                     const REAL *Bs = B + b * k[10] + t0 * k[11], *Cs = C + b * k[12] + t0 * k[13];
                     for (int64_t t = 0; t < len; t++) for (int64_t v = 0; v < nv; v++) {
-                        int64_t e = (v0 + v) * LANES, m = MIN(LANES, E - e), i = v * S + t;
-                        d[i] = NAME(load)(dt + b * k[8] + (t0 + t) * k[9] + e, m);
-                        uu[i] = NAME(load)(u + b * k[6] + (t0 + t) * k[7] + e, m);
-                        g[i] = NAME(load)(gy + (b * T + t0 + t) * E + e, m);
+                        int64_t e = (v0 + v) * LANES, m = MIN(LANES, E - e), i = v * S + t, o = (b * T + t0 + t) * E + e;
+                        d[i] = NAME(get)(dt, b * k[8] + (t0 + t) * k[9] + e, dh, m);
+                        uu[i] = NAME(get)(u, b * k[6] + (t0 + t) * k[7] + e, uh, m);
+                        g[i] = NAME(get)(gy, o, yh, m);
+                        if (z) {
+                            V q = NAME(get)(z, b * k[16] + (t0 + t) * k[17] + e, zh, m), s = NAME(sigmoid)(q), De = NAME(load)(D + e, m);
+                            V sk = NAME(get)(skip, b * k[18] + (t0 + t) * k[19] + e, uh, m), w = NAME(load)(y + o, m) + De * sk;
+                            NAME(put)(p[19], o, zh, g[i] * w * NAME(silu_slope)(q, s), m);
+                            g[i] *= q * s;
+                            sD[v] += g[i] * sk;
+                            if (p[21]) NAME(put)(p[21], o, uh, g[i] * De, m);
+                            d[i] = NAME(softplus)(d[i]);
+                        }
                         x[i] = d[i] * uu[i]; sd[i] = sx[i] = (V){0};
                     }
                     for (int64_t n = 0; n < N;) {
@@ -295,8 +326,11 @@ int NAME(scan_backward)(void **p, const int64_t *k) {
                     }
                     for (int64_t t = 0; t < len; t++) for (int64_t v = 0; v < nv; v++) {
                         int64_t e = (v0 + v) * LANES, m = MIN(LANES, E - e), i = v * S + t, o = (b * T + t0 + t) * E + e;
-                        NAME(store)(gu + o, sx[i] * d[i], m);
-                        NAME(store)(gdt + o, sx[i] * uu[i] + sd[i] * UNSCALE, m);
+                        V su = sx[i] * d[i], st = sx[i] * uu[i] + sd[i] * UNSCALE;
+                        if (z && !p[21]) su += g[i] * NAME(load)(D + e, m);
+                        if (z) st *= NAME(softplus_slope)(NAME(get)(dt, b * k[8] + (t0 + t) * k[9] + e, dh, m));
+                        NAME(put)(p[9], o, uh, su, m);
+                        NAME(put)(p[10], o, dh, st, m);
                     }
                 }
                 if (gh0) for (int64_t v = 0; v < nv; v++) for (int64_t n = 0; n < N; n++) {
@@ -304,10 +338,18 @@ int NAME(scan_backward)(void **p, const int64_t *k) {
                     NAME(store)(gh0 + (b * N + n) * E + e, gh[v * N + n], MIN(LANES, E - e));
                 }
             }
+            if (z) for (int64_t v = 0; v < nv; v++) {
+                int64_t e = (v0 + v) * LANES;
+                NAME(store)(gD + c * E + e, sD[v], MIN(LANES, E - e));
+            }
         }
         const int64_t an = N * E, bn = nb * T * N;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < an; i++) for (int64_t c = 1; c < chunks; c++) gA[i] += gA[c * an + i];
+        if (z) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < E; i++) for (int64_t c = 1; c < chunks; c++) gD[i] += gD[c * E + i];
+        }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < bn; i++) for (int64_t c = 1; c < groups; c++) { gB[i] += gB[c * bn + i]; gC[i] += gC[c * bn + i]; }
         free(ws);

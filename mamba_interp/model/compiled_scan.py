@@ -18,6 +18,7 @@ from ..report import one_of, writable, write_file
 
 # %% ../../nbs/model/06_compiled_scan.ipynb #41efb353
 _source = files('mamba_interp')/'model'/'_scan.c'
+_sources = _source, _source.parent/'_middle.c' # the second is included by the first
 _flags = '-std=gnu11 -O3 -fPIC -shared -ffp-contract=fast -fno-math-errno -fno-trapping-math'.split()
 # First choice: no OpenMP library of its own, so that the calls find torch's, already in the process, and
 # share its threads
@@ -67,7 +68,7 @@ def _library(
     kind:tuple,     # Its flags beside `_flags`
 )->Path:            # The shared library
     "Build `_scan.c` unless the cache has it whole: loading a damaged library can end the process."
-    parts = [_source.read_text(), *_flags, *kind, *cc, _run(*cc, '--version'), *_processor()]
+    parts = [*(o.read_text() for o in _sources), *_flags, *kind, *cc, _run(*cc, '--version'), *_processor()]
     path = _cache()/f"scan_{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
     if _sum(path) == _read(path.with_suffix('.sum')): return path
     writable(path.parent)
@@ -105,8 +106,16 @@ def _c_forward(lib, u, dt, A, B, C, h, train):
     y = u.new_empty(b, T, e)
     last = u.new_empty(b, n, e)
     starts = u.new_empty(b, -(-T//_segment(T))-1, n, e) if train else None
-    _call(lib, 'scan_forward', (u, dt, A, B, C, h, y, last, starts), sizes)
+    _call(lib, 'scan_forward', (u, dt, A, B, C, h, y, last, starts, *[None]*4), sizes)
     return y, last, starts
+
+# %% ../../nbs/model/06_compiled_scan.ipynb #mid00001
+def _shares(b, e):
+    "Rows in a chunk, chunks, channels in a group, groups: what each partial sum of the backward is over."
+    chunk = max(1, -(-b//16))
+    chunks = max(1, -(-b//chunk))
+    group = 16*min(16, max(4, -(-e*chunks//512)))
+    return chunk, chunks, group, -(-e//group)
 
 # %% ../../nbs/model/06_compiled_scan.ipynb #3f76c0ce
 def _c_backward(lib, u, dt, A, B, C, h, starts, gy, glast):
@@ -115,22 +124,32 @@ def _c_backward(lib, u, dt, A, B, C, h, starts, gy, glast):
     (b, T, e) = u.shape
     n = len(A)
     new = u.new_empty
-    chunk = max(1, -(-b//16))
-    chunks = max(1, -(-b//chunk))
-    group = 16*min(16, max(4, -(-e*chunks//512)))
-    groups = -(-e//group)
+    chunk, chunks, group, groups = _shares(b, e)
     gu, gdt = new(b, T, e), new(b, T, e)
     gB, gC = new(groups, b, T, n), new(groups, b, T, n)
     gA, gh = u.new_zeros(chunks, n, e), new(b, n, e)
     _call(
         lib,
         'scan_backward',
-        (u, dt, A, B, C, h, starts, gy, glast, gu, gdt, gA, gB, gC, gh),
+        (u, dt, A, B, C, h, starts, gy, glast, gu, gdt, gA, gB, gC, gh, *[None]*7),
         [*sizes, group, chunk],
     )
     return gu, gdt, gA[0], gB[0], gC[0], None if h is None else gh
 
 # %% ../../nbs/model/06_compiled_scan.ipynb #137e50bc
+def _agree(f, plain, args, weights):
+    "Whether `f` gives what `plain` gives in float64, in value and gradient, in both precisions."
+    def run(g, kind):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [x.to(kind).clone().requires_grad_() for x in args]
+            out = g(*leaves)
+            return *out, *torch.autograd.grad(out, leaves, [w.to(kind) for w in weights])
+    want = run(plain, torch.float64)
+    for kind, eps in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        if any((a - b).abs().max() > eps*b.abs().max() for a, b in zip(run(f, kind), want)): return False
+    return True
+
+# %% ../../nbs/model/06_compiled_scan.ipynb #mid00002
 def _problem():
     "Arguments of one odd scan of two segments, and weights of its outputs, in float64."
     generator = torch.Generator().manual_seed(0)
@@ -140,18 +159,8 @@ def _problem():
 
 def _self_check(lib):
     "Whether the library agrees with `scan_by_step` in value and gradient, in both precisions."
-    args, weights = _problem()
     engine = partial(_c_forward, lib), partial(_c_backward, lib)
-    def run(f, kind):
-        with torch.inference_mode(False), torch.enable_grad():
-            leaves = [x.to(kind).clone().requires_grad_() for x in args]
-            out = f(*leaves)
-            return *out, *torch.autograd.grad(out, leaves, [w.to(kind) for w in weights])
-    want = run(scan_by_step, torch.float64)
-    for kind, eps in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
-        found = run(partial(_on, engine), kind)
-        if any((a - b).abs().max() > eps*b.abs().max() for a, b in zip(found, want)): return False
-    return True
+    return _agree(partial(_on, engine), scan_by_step, *_problem())
 
 # %% ../../nbs/model/06_compiled_scan.ipynb #af268b74
 def _lacking(instructions):
