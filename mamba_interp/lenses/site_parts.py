@@ -155,4 +155,5 @@ def difference_subspace(
         raise ValueError(
             f"clean and corrupt runs differ in {apart} directions at {site}, expected at least {rank}: take "
             "more prompts or a lower rank")
-    return _spanned(site, directions[:rank], f'{rank} directions of difference', prompt_keys(task))
+    name = f"{rank} direction{'s'*(rank > 1)} of difference"
+    return _spanned(site, directions[:rank], name, prompt_keys(task))
