@@ -27,4 +27,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     site_parts=['SitePart', 'coordinates', 'difference_subspace', 'feature_part', 'prompt_keys', 'subspace',
                 'tokens_at'],
     random_parts=['among_kind', 'among_subspaces', 'equal_size', 'random_parts'],
-    necessity=['AgainstParts', 'PartEffect', 'necessity', 'sufficiency']))
+    necessity=['AgainstParts', 'PartEffect', 'necessity', 'sufficiency'],
+    address=['Address', 'Term', 'address']))
