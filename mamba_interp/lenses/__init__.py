@@ -23,4 +23,9 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     jacobian_lens=['carry', 'jacobian_lens'],
     lens_files=['load_lens', 'save_lens'],
     lens_concepts=['add_direction', 'remove_directions', 'swap_directions', 'word_directions'],
-    swap_trials=['SwapTrials', 'swap_trials']))
+    swap_trials=['SwapTrials', 'swap_trials'],
+    site_parts=['SitePart', 'coordinates', 'difference_subspace', 'feature_part', 'prompt_keys', 'subspace',
+                'tokens_at'],
+    random_parts=['among_kind', 'among_subspaces', 'equal_size', 'random_parts'],
+    necessity=['AgainstParts', 'PartEffect', 'necessity', 'sufficiency'],
+    address=['Address', 'Term', 'address']))
