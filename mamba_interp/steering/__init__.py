@@ -21,4 +21,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     dose=['DoseResponse', 'dose_response'],
     state=['Persistence', 'half_life', 'move_state', 'persistence', 'write_state'],
     evaluation=['Candidate', 'Verdict', 'choose', 'evaluate_steering', 'pooled', 'search_doses',
-                'with_preface']))
+                'with_preface'],
+    lm_eval_files=['ACTIONS', 'hookpoint', 'save_steering', 'steering_entries']))
