@@ -22,4 +22,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     state=['Persistence', 'half_life', 'move_state', 'persistence', 'write_state'],
     evaluation=['Candidate', 'Verdict', 'choose', 'evaluate_steering', 'pooled', 'search_doses',
                 'with_preface'],
+    feature_edits=['Reach', 'When', 'clamp_when', 'feature_direction', 'push_features', 'reach'],
     lm_eval_files=['ACTIONS', 'hookpoint', 'save_steering', 'steering_entries']))
