@@ -115,7 +115,8 @@ def clamp(
         raise ValueError(
             f"values is {str(values)[:60]}, expected a dict from features to activations, such as {{12: 0.}}")
     index = _known(sae, values)
-    want = torch.tensor([real_number(v, f'the activation of feature {k}') for k,v in values.items()])
+    want = [real_number(v, f'the activation of feature {k}') for k,v in values.items()]
+    want = torch.tensor(want, dtype=torch.float64)
     if sae.site is None:
         raise ValueError("this SAE has no site at which its features could be set: make it with "
                          "SAE(…, site='3.block_out')")

@@ -107,9 +107,7 @@ def sort_taps(
     for rank, (key, tap) in enumerate(taps.items()):
         site = _known_site(key, known, sites)
         for step, (pos, one) in enumerate(getattr(tap, 'steps', None) or [(site.pos, tap)]):
-            if not callable(one):
-                raise ValueError(
-                    f"the tap at {site} is {type(one).__name__}, expected a function of a tensor")
+            _check_tap(one, site)
             if pos is not None: pos = whole.place(pos, str(site))
             if span is not None and hasattr(one, 'within'): one = one.within(span)
             there = pos is None or 0 <= pos < length
@@ -133,3 +131,15 @@ def _known_site(key, known, sites):
     if whole and site._replace(pos=None) in known and (site.pos is None or site.name == 'state'): return site
     match_sites(site, sites)
     raise ValueError(f"{key!r} is no site of this model: a block is a whole number")
+
+# %% ../../nbs/model/12_announcing.ipynb #2f3e0004
+def _check_tap(tap, site):
+    "Refuse what is no function, and a tap of `state` that counts tokens in `at`, since it sees one at a time."
+    if not callable(tap):
+        raise ValueError(f"the tap at {site} is {type(tap).__name__}, expected a function of a tensor")
+    if site.name != 'state': return
+    for o in getattr(tap, 'parts', ()): _check_tap(o, site)
+    at = getattr(tap, 'at', None)
+    if at is not None:
+        raise ValueError(f"the tap at {site} is for token {str(at)[:40]}, but a state is visited token by "
+                         f"token: name the token in the site, as in '{site.layer}.state@3'")

@@ -58,13 +58,29 @@ def turned(self)->Estimate: # (k)
     after = self.plain + self.effects
     return share_estimate((np.sign(after) != np.sign(self.plain)).sum(1), len(self.plain))
 
+# %% ../../nbs/steering/08_dose.ipynb #stdo0034
+def _level_mean(values, levels):
+    "Mean of means (k) of values (k n) over levels, outermost first."
+    if not levels: return values.mean(1)
+    which = np.unique(levels[0], return_inverse=True)[1]
+    parts = [which == i for i in range(which.max() + 1)]
+    return np.mean([_level_mean(values[:, o], [l[o] for l in levels[1:]]) for o in parts], 0)
+
+@patch_to(DoseResponse)
+def witnesses(self)->np.ndarray: # (k u) one for each prompt, or for each value of the outermost level
+    "Return the mean effect of each independent witness."
+    if not self.levels: return self.effects
+    first, *rest = (np.asarray(o) for o in self.levels)
+    parts = [first == o for o in np.unique(first)]
+    return np.stack([_level_mean(self.effects[:, o], [l[o] for l in rest]) for o in parts], 1)
+
 # %% ../../nbs/steering/08_dose.ipynb #stdo0009
 @patch_to(DoseResponse)
 def p_values(self)->np.ndarray: # (k) adjusted for the number of doses; NaN at a dose that does nothing
-    "Sign-flip test of each dose, adjusted by Holm's method."
-    out = np.full(len(self), np.nan)
-    acts = np.flatnonzero(np.any(self.effects, 1))
-    if len(acts): out[acts] = holm([float(paired_test(self.effects[i])) for i in acts])
+    "Sign-flip test of each dose over `witnesses`, adjusted by Holm's method."
+    out, rows = np.full(len(self), np.nan), self.witnesses()
+    acts = np.flatnonzero(np.any(rows, 1))
+    if len(acts): out[acts] = holm([float(paired_test(rows[i])) for i in acts])
     return out
 
 @patch_to(DoseResponse)
