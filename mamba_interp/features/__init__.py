@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
              'logit_effects'],
     neighbours=['nearest'],
     time_kernel=['Kernel', 'time_kernel'],
+    evidence=['Evidence', 'Firings', 'gather_evidence', 'split_rows'],
     cards=['along', 'card', 'widget'],
     neuronpedia=['neuronpedia'],
     feature_nodes=['Node'],
