@@ -50,7 +50,8 @@ class Firings:
     tokenizer:object=None # Its words
 
     def __len__(self): return len(self.start) - 1
-    def __repr__(self): return f'Firings({len(self):,} features, {len(self.tokens):,} rows, {self.size:,} tokens)'
+    def __repr__(self):
+        return f'Firings({len(self):,} features, {len(self.tokens):,} rows, {self.size:,} tokens)'
     @property
     def size(self): return int(self.real.sum())
     @property
