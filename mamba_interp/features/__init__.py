@@ -25,6 +25,8 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     trials=['Trial', 'detection_trials', 'fuzz_trials'],
     explanation_scores=['Score', 'another', 'balanced_accuracy', 'commonest_token', 'judge', 'rule_answers',
                         'score_rules'],
+    chat=['Answer', 'Chat'],
+    chat_explain=['TOGETHER', 'chat_answers', 'explain_by_chat', 'explain_prompt', 'judge_prompt'],
     cards=['along', 'card', 'widget'],
     neuronpedia=['neuronpedia'],
     feature_nodes=['Node'],
