@@ -106,4 +106,4 @@ _CHANGED = dict(
 _ORDER2 = [k for k in SITES if k not in ('to_dt', 'to_B', 'to_C')]
 _ORDER2.insert(_ORDER2.index('block_out'), 'inner_norm')
 SITES2 = {k: SiteInfo(*_CHANGED[k]) if k in _CHANGED else SITES[k] for k in _ORDER2}
-TABLES = dict(mamba=SITES, mamba2=SITES2) # By the `model_type` of a configuration
+TABLES = dict(mamba=SITES, mamba2=SITES2, falcon_mamba=SITES) # By the `model_type` of a configuration
