@@ -48,8 +48,9 @@ def _first(out): return out[0] if isinstance(out, tuple) else out
 def _seen(inner, modules):
     "Inputs and outputs of some modules in a run of six tokens."
     seen = {}
-    keep = lambda key: lambda module, args, kwargs, out: seen.setdefault(
-        key, ((args or tuple(kwargs.values()))[0], out))
+    def keep(key):
+        def hook(module, args, kwargs, out): seen.setdefault(key, ((args or tuple(kwargs.values()))[0], out))
+        return hook
     handles = [o.register_forward_hook(keep(k), with_kwargs=True) for k, o in modules.items()]
     tokens = torch.arange(1, 7)[None] % inner.config.vocab_size
     try:

@@ -65,19 +65,15 @@ def _shortened(config, until):
     return config
 
 def _first_blocks(inner, until):
-    "A view of a model that has its first `until` blocks and shares its weights."
-    paths = _block_paths(inner, inner.config.num_hidden_layers)
-    whole = config = inner.config
-    inner = copy.copy(inner)
-    inner.config = config = _shortened(whole, until)
-    owner, inner._modules = inner, dict(inner._modules)
-    for name in paths['layers'].split('.')[:-1]:
-        part = copy.copy(owner._modules[name])
-        part._modules, part.config = dict(part._modules), config
-        owner._modules[name], owner = part, part
-    last = paths['layers'].split('.')[-1]
-    owner._modules[last] = torch.nn.ModuleList(list(owner._modules[last])[:until])
-    return inner
+    "A model of the first `until` blocks that shares its weights with `inner`."
+    with torch.device('meta'): short = type(inner)(_shortened(inner.config, until))
+    wanted = set(short.state_dict())
+    short.load_state_dict({k: v for k,v in inner.state_dict().items() if k in wanted}, assign=True)
+    for name, value in inner.named_buffers():
+        owner, _, leaf = name.rpartition('.')
+        if name in dict(short.named_buffers()): short.get_submodule(owner)._buffers[leaf] = value
+    short.tie_weights()
+    return short.eval()
 
 # %% ../../nbs/model/26_opening.ipynb #opn00011
 def _opened(name, tokenizer, until=None):
