@@ -71,7 +71,7 @@ def test_a_width_that_expand_contradicts(tmp_path, width):
     assert config_of(saved(tmp_path, expand='drop', intermediate_size=72)).expand == 3
 
 @pytest.mark.parametrize('text', ['[1]', 'null', '3', '"mamba"', '', '{', '{"model_type": "mamba",}', '['*10**5, '{"a": 1}', '{}', '{"model_type": "gpt2"}', '{"model_type": ["mamba"]}',
-    '{"model_type": null}', '{"model_type": "falcon_mamba"}', '{"d_model": 24, "n_layer": 2}', '{"d_model": "24", "n_layer": 2, "vocab_size": 61}', '{"d_model": 24, "n_layer": null, "vocab_size": 61}',
+    '{"model_type": null}', '{"model_type": "falcon_h1"}', '{"d_model": 24, "n_layer": 2}', '{"d_model": "24", "n_layer": 2, "vocab_size": 61}', '{"d_model": 24, "n_layer": null, "vocab_size": 61}',
     '{"d_model": 24, "n_layer": 2, "vocab_size": 61, "ssm_cfg": [1]}', '{"model_type": "mamba", "id2label": 5}', '{"model_type": "mamba", "dtype": 7}'])
 def test_configuration_files(tmp_path, text):
     "checkpoint_variants: a config.json that is no configuration of a Mamba is refused by the file's name."

@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     edge_patching=['EdgePatcher'],
     paths=['labels_of', 'path_of'],
     path_patching=['path_effects', 'path_patch'],
+    map_layout=['MapLayout', 'Wire', 'map_layout', 'row_text'],
     circuit_map=['circuit_map'],
     circuit_files=['KIND', 'check_origin', 'read_circuit', 'stored', 'task_origin', 'write_circuit'],
     circuit=['Circuit', 'check_circuit', 'jaccard', 'mask_of'],

@@ -26,6 +26,20 @@ class WriteJacobian(NamedTuple):
     def __repr__(self):
         return f'WriteJacobian(direct {self.direct.norm():.3g}, selection {self.selection.norm():.3g})'
 
+# %% ../../nbs/lenses/02_write_jacobian.ipynb #wri0009a
+def _selected_by(block, u):
+    "Derivatives of the low-rank Δ and of B by `u`: rows of `x_proj`, behind FalconMamba's norms where there are any."
+    sizes = [block.rank, block.n, block.n]
+    weights = block.x_proj.weight.detach().split(sizes)[:2]
+    if block.selected_norms is None: return weights
+    out = []
+    for norm, weight in zip(block.selected_norms, weights):
+        raw = u @ weight.T
+        scale = norm.scale(raw)[..., None]
+        normed = scale*raw[..., None]
+        out.append(scale*(weight - normed*(normed*weight).mean(-2, keepdim=True)))
+    return out
+
 # %% ../../nbs/lenses/02_write_jacobian.ipynb #wri00009
 def _parts1(block, seen, before, kept):
     "Direct and selection parts of a Mamba-1 block at the token written; `before` is the state ahead of it."
@@ -33,12 +47,12 @@ def _parts1(block, seen, before, kept):
     B = seen['B']
     u = seen['u']
     A = -torch.exp(block.A_log.detach()).to(dt)
-    steps, rows, _ = block.x_proj.weight.detach().split([block.rank, block.n, block.n])
+    steps, rows = _selected_by(block, u)
     by_step = A*torch.exp(dt[..., None]*A)*before + u[..., None]*B[:, None]
     slope = -torch.expm1(-dt)[..., None]*(block.dt_proj.weight.detach() @ steps)
     direct = torch.diag_embed((kept*dt[..., None]*B[:, None]).transpose(1, 2)).transpose(1, 2)
     through_step = by_step[..., None]*slope[:, :, None]
-    return direct, kept[..., None]*(through_step + (dt*u)[..., None, None]*rows)
+    return direct, kept[..., None]*(through_step + (dt*u)[..., None, None]*rows.unsqueeze(-3))
 
 # %% ../../nbs/lenses/02_write_jacobian.ipynb #wri00010
 def _parts2(block, seen, kept):

@@ -114,7 +114,7 @@ class Mamba1Block(_Block):
     table = SITES
     wiring = WIRING
     def __init__(self,
-        config # `transformers.MambaConfig`
+        config # `transformers.MambaConfig` or `transformers.FalconMambaConfig`
     ):
         super().__init__()
         d = config.hidden_size
@@ -126,6 +126,10 @@ class Mamba1Block(_Block):
         self.in_proj = nn.Linear(d, 2*e, bias=config.use_bias)
         self.conv1d = nn.Conv1d(e, e, config.conv_kernel, groups=e, bias=config.use_conv_bias)
         self.x_proj = nn.Linear(e, r + 2*n, bias=False)
+        self.selected_norms = None
+        if config.model_type == 'falcon_mamba':
+            norms = [RMSNorm(k, config.mixer_rms_eps, weighted=False) for k in (r, n, n)]
+            self.selected_norms = nn.ModuleList(norms)
         self.dt_proj = nn.Linear(r, e)
         self.A_log = nn.Parameter(_first_decays(n, e))
         self.D = nn.Parameter(torch.ones(e))
@@ -154,6 +158,8 @@ def select(self, u, taps, apart):
     sizes = [self.rank, self.n, self.n]
     if all(o is u for o in clones): low, B, C = self.x_proj(u).split(sizes, -1)
     else: low, B, C = (F.linear(o, w) for o,w in zip(clones, self.x_proj.weight.split(sizes)))
+    if self.selected_norms is not None:
+        low, B, C = (norm(o) for norm, o in zip(self.selected_norms, (low, B, C)))
     dt = self.dt_proj(low)
     if apart: dt = self.step(dt, taps)
     return value, skip, dt, self.say('B', B, taps), self.say('C', C, taps)

@@ -119,4 +119,5 @@ def write_scale(self, gated):
     "Return what multiplies `gated` before the last projection: the inner norm's scale and weight."
     return self.inner_norm.scale(gated)*self.inner_norm.weight
 
-BLOCKS = dict(mamba=Mamba1Block, mamba2=Mamba2Block) # By the `model_type` of a configuration
+# By the `model_type` of a configuration
+BLOCKS = dict(mamba=Mamba1Block, mamba2=Mamba2Block, falcon_mamba=Mamba1Block)

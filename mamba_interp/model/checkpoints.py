@@ -115,6 +115,8 @@ def load(
     return model.requires_grad_(False)
 
 # %% ../../nbs/model/21_checkpoints.ipynb #0138d6a0
+_CLASSES = dict(mamba='MambaForCausalLM', mamba2='Mamba2ForCausalLM', falcon_mamba='FalconMambaForCausalLM')
+
 @patch_to(Mamba)
 def save(
     self:Mamba,
@@ -126,7 +128,7 @@ def save(
     weights = {k: v.detach().contiguous().cpu() for k,v in to_transformers(self.state_dict()).items()}
     if self.config.tie_word_embeddings: del weights['lm_head.weight']
     config = copy.deepcopy(self.config)
-    config.architectures = ['MambaForCausalLM' if self.kind == 1 else 'Mamba2ForCausalLM']
+    config.architectures = [_CLASSES[config.model_type]]
     config.dtype = str(self.dtype)[6:]
     files = {'config.json': config.to_json_string(), **_tokenizer_files(self)}
     writable(folder, sum(map(len, files.values())) + sum(v.nbytes for v in weights.values()) + 2**16)

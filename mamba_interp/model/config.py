@@ -49,10 +49,11 @@ _CHECKS |= dict.fromkeys(('time_step_min', 'time_step_max', 'time_step_floor'), 
 _CHECKS |= dict.fromkeys(('dtype', 'torch_dtype'), _weights_type)
 _CHECKS |= dict(
     layer_norm_epsilon=partial(real_number, above=0, below=1),
+    mixer_rms_eps=partial(real_number, above=0, below=1),
     time_step_limit=_limits,
     hidden_act=partial(one_of, choices=('silu', 'swish')),
     time_step_rank=lambda value, name: value == 'auto' or whole_number(value, name))
-_KINDS = ('mamba', 'mamba2')
+_KINDS = ('mamba', 'mamba2', 'falcon_mamba')
 _MOST_LAYERS, _MOST_BYTES = 10_000, 2**43
 
 # %% ../../nbs/model/17_config.ipynb #192b3c9f
@@ -65,7 +66,8 @@ def _check_fields(kind, fields, where):
             f"{where}: time_step_min {fields['time_step_min']} exceeds time_step_max "
             f"{fields['time_step_max']}"
         )
-    (_check_width if kind == 'mamba' else _check_heads)(fields, fields['expand']*fields['hidden_size'], where)
+    check = _check_heads if kind == 'mamba2' else _check_width
+    check(fields, fields['expand']*fields['hidden_size'], where)
     if _bytes(kind, fields) > _MOST_BYTES:
         raise TooLarge(
             f"{_size(kind, fields, where)} takes {_bytes(kind, fields):,} bytes, which no machine has")
@@ -103,7 +105,7 @@ def _bytes(kind, fields):
     d, n, k, v = (fields[o] for o in ('hidden_size', 'state_size', 'conv_kernel', 'vocab_size'))
     e = fields.get('intermediate_size') or fields['expand']*d
     rank = fields['time_step_rank'] if fields['time_step_rank'] != 'auto' else -(-d//16)
-    if kind == 'mamba': block = d + 3*d*e + e*(k + 4) + 2*e*rank + 3*e*n
+    if kind != 'mamba2': block = d + 3*d*e + e*(k + 4) + 2*e*rank + 3*e*n
     else:
         e, bc = fields['expand']*d, 2*fields['n_groups']*n
         block = d + d*(3*e + bc + fields['num_heads']) + (e + bc)*(k + 1) + 3*fields['num_heads'] + e
@@ -111,7 +113,7 @@ def _bytes(kind, fields):
 
 # %% ../../nbs/model/17_config.ipynb #a747e75a
 def check_config(
-    config, # `transformers.MambaConfig` or `transformers.Mamba2Config`
+    config, # `transformers.MambaConfig`, `Mamba2Config` or `FalconMambaConfig`
     where='the configuration', # Where it comes from, for the sentence
 ):          # The same; raises ValueError, naming the field, also for sizes that no machine has
     "Return `config` if a model can be made of it."
@@ -130,15 +132,16 @@ def _sizes(config): return {k: v for k,v in vars(config).items() if k in _CHECKS
 def _known_kind(kind, where):
     if kind not in _KINDS:
         raise ValueError(
-            f"{where} is of a model of type {kind!r}, expected 'mamba', 'mamba2', or mamba_ssm's d_model "
-            f"and n_layer; other architectures go through `mamba_interp.model.Adapter`")
+            f"{where} is of a model of type {kind!r}, expected 'mamba', 'mamba2', 'falcon_mamba', or "
+            f"mamba_ssm's d_model and n_layer; other architectures go through `mamba_interp.model.Adapter`")
 
 def _configured(kind, fields, where):
     "The `transformers` configuration with these fields, checked before and after."
-    from transformers import Mamba2Config, MambaConfig
-    made = MambaConfig if kind == 'mamba' else Mamba2Config
+    from transformers import FalconMambaConfig, Mamba2Config, MambaConfig
+    made = dict(mamba=MambaConfig, mamba2=Mamba2Config, falcon_mamba=FalconMambaConfig)[kind]
     width, d = fields.get('intermediate_size'), fields.get('hidden_size')
-    if 'expand' not in fields and type(width) is type(d) is int and d > 0 and width % d == 0:
+    told = 'expand' in fields and kind != 'falcon_mamba' # where the released file's expand is not its width
+    if not told and type(width) is type(d) is int and 0 < d <= width and width % d == 0:
         fields = fields | dict(expand=width//d)
     _check_fields(
         kind, {k: o.default for k, o in made.__dataclass_fields__.items() if k in _CHECKS} | fields, where

@@ -19,6 +19,7 @@ def fingerprint(
     limits = tuple(getattr(model.config, 'time_step_limit', ()) or ())
     said = f'{model.config.model_type} {model.config.layer_norm_epsilon}'
     if limits not in ((), (0., math.inf)): said += f' {limits}'
+    if model.config.model_type == 'falcon_mamba': said += f" {getattr(model.config, 'mixer_rms_eps', '')}"
     weights = list(model.named_parameters())
     state = said, tuple((k, o.data_ptr(), o.device, o.dtype, *_state_of(o)) for k,o in weights)
     kept = getattr(model, '_fingerprint', None)

@@ -31,7 +31,7 @@ def _view(module, rules):
 class Mamba(_Announcer):
     "A Mamba-1 or Mamba-2 language model as a pure function: `model(tokens, taps)`."
     def __init__(self,
-        config, # `transformers.MambaConfig` or `transformers.Mamba2Config`
+        config, # `transformers.MambaConfig`, `Mamba2Config` or `FalconMambaConfig`
     ):
         super().__init__()
         check_config(config)
@@ -237,14 +237,15 @@ def _setting(name):
 def tiny(
     cls,
     seed:int=0, # Seed of the random weights
-    kind:int=1, # 1 for Mamba-1, 2 for Mamba-2
+    kind=1,     # 1 for Mamba-1, 2 for Mamba-2, 'falcon_mamba' for FalconMamba
     **config,   # Overrides, with the field names of the `transformers` configuration
 )->Mamba:       # raises ValueError for a size that cannot be meant
     "Make a small random model, in milliseconds."
     small = dict(vocab_size=61, hidden_size=24, state_size=5, num_hidden_layers=3)
-    if one_of(kind, 'kind', (1, 2)) == 2: small |= dict(num_heads=6, head_dim=8, n_groups=2)
+    name = dict(zip((1, 2, 'falcon_mamba'), _KINDS))[one_of(kind, 'kind', (1, 2, 'falcon_mamba'))]
+    if kind == 2: small |= dict(num_heads=6, head_dim=8, n_groups=2)
     for k in config: _setting(k)
-    config = _configured(_KINDS[kind - 1], small | config, 'Mamba.tiny')
+    config = _configured(name, small | config, 'Mamba.tiny')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(whole_number(seed, 'seed', 0, 2**63 - 1))
         return cls(config)

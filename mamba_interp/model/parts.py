@@ -47,9 +47,10 @@ class RMSNorm(nn.Module):
         width:int,       # Size of the last axis
         eps:float=1e-5,  # Added to the mean square
         groups:int=1,    # Number of groups, normalised apart
+        weighted:bool=True, # Has it a weight for each number of the axis?
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width)) if weighted else None
         self.eps = eps
         self.groups = groups
     rules = Rules()
@@ -65,7 +66,9 @@ class RMSNorm(nn.Module):
         "Return what the norm multiplies by, before its weight."
         parts = _wide(x).unflatten(-1, (self.groups, -1))
         return torch.rsqrt(parts.square().mean(-1, keepdim=True) + self.eps).expand_as(parts).flatten(-2)
-    def forward(self, x): return self.weight * self.rules.norm(_wide(x), self).to(self.weight.dtype)
+    def forward(self, x):
+        normed = self.rules.norm(_wide(x), self)
+        return normed.to(x.dtype) if self.weight is None else self.weight*normed.to(self.weight.dtype)
 
 # %% ../../nbs/model/10_parts.ipynb #1d63bd3a
 def _with_tail(x:Tensor, tail, width:int)->Tensor:

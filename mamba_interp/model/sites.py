@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import NamedTuple
-from .tables import SITES, SITES2
+from .tables import OTHER_SITES, SITES, SITES2
 from ..report import patch_to
 
 # %% ../../nbs/model/03_sites.ipynb #2f85919f
@@ -46,7 +46,7 @@ def parse(
         raise ValueError(f"expected a site or its text, such as '3.conv', got {type(text).__name__}")
     body, mark, pos = text.partition('@')
     layer, _, name = body.rpartition('.')
-    known = SITES | SITES2
+    known = OTHER_SITES | SITES | SITES2
     if name not in known:
         near = nearest_names(name[:60], known)
         raise ValueError(f"no site is called {name[:60]!r}; the closest are {near}")

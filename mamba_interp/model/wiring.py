@@ -51,7 +51,7 @@ WIRING2 = tuple(o for o in WIRING if {o.src, o.dst} <= set(SITES2) and o[:2] != 
     Wire('gated', 'inner_norm'),
     Wire('inner_norm', 'block_out'))
 
-WIRINGS = dict(mamba=WIRING, mamba2=WIRING2) # By the `model_type` of a configuration
+WIRINGS = dict(mamba=WIRING, mamba2=WIRING2, falcon_mamba=WIRING) # By the `model_type` of a configuration
 
 # %% ../../nbs/model/01_wiring.ipynb #c1e9571f
 def edge_ends(
