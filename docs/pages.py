@@ -148,6 +148,8 @@ def readme():
         cells.append(c)
     body, _ = MarkdownExporter().from_notebook_node(nbformat.reads(json.dumps(dict(cells=cells, metadata=dict(language_info=dict(name='python')), nbformat=4, nbformat_minor=5)), 4))
     text = f"# {front['title']}\n\n> {front['description']}\n\n<!-- Written by `make export` from nbs/index.ipynb. -->\n\n{body}".replace('```python\n\n```\n', '')
+    text = re.sub(r'(?m)^\| \| \|\n\|---\|---\|\n(?=\| <img )', '', text)  # cards: their pictures are drawings in the text
+    text = re.sub(r'(?m)^\| <img [^|]*\| (.*?) <br> (.*) \|$', r'- \1: \2', text)
     text = re.sub(r'\]\(([\w/]+)\.ipynb(#[\w.-]+)?\)', rf']({address}/\1.html\2)', text)
     return re.sub(r'\n{3,}', '\n\n', re.sub(r'(?m)[ \t]+$', '', text)).strip()+'\n'
 
