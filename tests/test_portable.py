@@ -12,7 +12,8 @@ import pytest
 import torch
 from docs import pages
 scans = importlib.import_module('mamba_interp.model.compiled_scan')
-from mamba_interp.model import scan, scan_backends, scan_by_step, scan_secant
+middle = importlib.import_module('mamba_interp.model.middle')
+from mamba_interp.model import Mamba, conv_silu, gated_scan, scan, scan_backends, scan_by_step, scan_secant
 
 PROCESSORS = dict(
     avx2=dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2', MAMBA_INTERP_SCAN='avx2'),
@@ -130,6 +131,73 @@ def test_each_build_between_two_runs(build, monkeypatch):
         slopes = [torch.autograd.grad(sum(o.sum() for o in scan_secant(u, dt, A, B, C, h, other, backend=backend)), (u, dt, B, C, h))
                   for backend in ('compiled', 'torch')]
         assert error(*slopes) < 1e-10
+
+def around(b, t, e, n, k, kind=torch.float64, seed=0):
+    "Arguments of `conv_silu` and of `gated_scan`."
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)
+    conv = [draw(b, t, e), draw(e, k), draw(e), draw(b, k-1, e)]
+    gated = [draw(b, t, e), 3*draw(b, t, e), -draw(e, n).abs() - .1, draw(b, t, n), draw(b, t, n), draw(e), draw(b, t, e), 3*draw(b, t, e), draw(b, e, n)]
+    return [[o.to(kind).requires_grad_() for o in args] for args in (conv, gated)]
+
+def slopes(f, args):
+    outs = f(*args)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    return [*outs, *torch.autograd.grad(sum(o.sum() + o.square().sum() for o in outs), args)]
+
+@pytest.mark.parametrize('build', BUILDS)
+def test_each_build_of_the_middle_of_a_block(build, monkeypatch):
+    "Convolution with silu, and softplus, scan, skip and gate, as token by token, in both precisions; the number of threads changes no bit."
+    library(build)
+    monkeypatch.setenv('MAMBA_INTERP_SCAN', build)
+    before = torch.get_num_threads()
+    try:
+        for sizes in ((1, 1, 1, 1, 2), (2, 1, 17, 3, 4), (3, 33, 19, 9, 2), (17, 5, 33, 8, 5), (1, 70, 270, 2, 4)):
+            wants = [slopes(f, args) for f,args in zip((middle._plain_conv, middle._plain_gated), around(*sizes))]
+            for kind,share in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+                for f,args,want in zip((conv_silu, gated_scan), around(*sizes, kind), wants):
+                    runs = []
+                    for threads in (1, 2, 4):
+                        torch.set_num_threads(threads)
+                        runs.append(slopes(f, args))
+                        assert error(runs[-1], want) < share, (f, sizes, kind, threads)
+                    assert all(torch.equal(a, b) for other in runs[1:] for a,b in zip(runs[0], other)), (f, sizes, kind)
+    finally: torch.set_num_threads(before)
+
+@pytest.mark.parametrize('build', BUILDS)
+def test_malformed_values_in_the_middle_of_a_block(build, monkeypatch):
+    "NaN stays where it is and later, and large numbers of either sign do what they do in PyTorch."
+    library(build)
+    monkeypatch.setenv('MAMBA_INTERP_SCAN', build)
+    conv, gated = [[o.detach() for o in args] for args in around(1, 9, 21, 3, 4, torch.float32)]
+    conv[0][0, 4, 2] = gated[1][0, 4, 2] = float('nan')
+    for got in (conv_silu(*conv), gated_scan(*gated)[0]):
+        assert got[0, 4:, 2][:4].isnan().all() and got[0, :4].isfinite().all() and got[0, :, :2].isfinite().all()
+    big = torch.tensor([-1e30, -200., -90., 0., 19., 21., 90., 200., 1e30]).view(1, 9, 1)
+    one = torch.ones(1, 1)
+    assert torch.allclose(conv_silu(big, one), torch.nn.functional.silu(big), rtol=1e-5, atol=1e-35)
+    flat = torch.ones(1, 9, 1)
+    args = [flat, big, one*0, flat, flat, one[0]*0, flat, flat*50]
+    assert torch.allclose(gated_scan(*args)[0], middle._plain_gated(*args, None)[0], rtol=1e-5, atol=1e-35)
+
+@pytest.mark.skipif(not shutil.which('cc'), reason='there is no C compiler')
+def test_the_middle_of_a_block_is_compiled_only_where_nobody_listens(monkeypatch):
+    "A tap or a hook at a site inside is called, and what it returns is used, as without the compiled code."
+    model = Mamba.tiny()
+    tokens = torch.arange(22).view(2, 11)
+    plain, inside = model(tokens), ('conv_lag', 'conv', 'dt', 'state', 'attention', 'y', 'ssm_out', 'gate', 'gated')
+    with monkeypatch.context() as without:
+        without.setenv('MAMBA_INTERP_SCAN', 'off')
+        wanted = {name: model(tokens, {f'1.{name}': lambda v: v*.5}) for name in inside}
+    assert middle._library() is not None
+    for name in inside:
+        got = model(tokens, {f'1.{name}': lambda v: v*.5})
+        assert (got - wanted[name]).abs().max() < 1e-5 < (got - plain).abs().max(), name
+    for name in ('conv', 'dt', 'y', 'ssm_out', 'gate', 'gated'):
+        handle = getattr(model.layers[1], name).register_forward_hook(lambda module, args, out: out*.5)
+        assert (model(tokens) - wanted[name]).abs().max() < 1e-5, name
+        handle.remove()
+    assert torch.equal(model(tokens), plain)
 
 @pytest.mark.parametrize('build', BUILDS)
 def test_each_build_leaves_small_numbers_alone(build):

@@ -156,7 +156,7 @@ def gated_scan(
     skip:Tensor,    # (b t e) what the skip passes on; often `u` itself
     z:Tensor,       # (b t e) gate, before its silu
     h:Tensor=None,  # (b e n) state before the first token; zero if None
-    kind=None,      # Type of the output; that of the product, by PyTorch's rules, if None
+    kind=None,      # Type of the output, float32 or bfloat16; by PyTorch's rules if None, or in float64
 )->tuple:           # (b t e) (y + D skip) silu(z), (b e n) last state; None where `conv_silu` gives None
     "Run the scan with the steps around it in one pass."
     (b, T, e), n = u.shape, A.shape[1]
@@ -165,10 +165,10 @@ def gated_scan(
     if any(o is not None and o.shape != want for o, want in zip(given, shapes)): return None
     if not _takes(u, *given) or skip.dtype != u.dtype: return None
     kinds = [torch.promote_types(a.dtype, b.dtype) for a, b in ((u, D), (skip, z))]
-    real, wide = _real(u), lambda o: None if o is None else o.to(_real(u))
+    wide = lambda o: None if o is None else o.to(_real(u))
     args = (u, None if skip is u else skip, dt, wide(A).T.contiguous(), wide(B), wide(C),
             wide(D).contiguous(), z, None if h is None else wide(h).transpose(1, 2).contiguous())
-    kind = kind or torch.promote_types(*kinds)
+    kind = torch.promote_types(*kinds) if kind is None or _real(u) == torch.float64 else kind
     train = torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in args)
     gated, last = (_GatedScan.apply if train else _gated_plain)(_library(), kind, *args)
     return gated, last.transpose(1, 2)
