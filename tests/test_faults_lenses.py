@@ -3,11 +3,15 @@ import subprocess
 
 import pytest, torch, transformers
 from docs import pages
-from mamba_interp.lenses import (Output, Replacement, add_direction, answer_rank, fit_lens, half_lives,
-                                  influence, jacobian, jacobian_lens, load_lens, log_targets, logit_lens,
-                                  rank_agreement, receptive_field, replacement, retention, save_lens,
-                                  spectrum, swap_directions, write_jacobian)
+from mamba_interp.lenses import (Output, Replacement, add_direction, address, among_kind, answer_rank,
+                                  coordinates, difference_subspace, feature_part, fit_lens, fit_probe,
+                                  half_lives, influence, jacobian, jacobian_lens, load_lens, log_targets,
+                                  logit_lens, necessity, probe, rank_agreement, random_parts,
+                                  receptive_field, replacement, retention, save_lens, spectrum, subspace,
+                                  sufficiency, swap_directions, write_jacobian)
 from mamba_interp.model import Adapter, Mamba, Site, TooLarge
+from mamba_interp.sae import L1, SAE
+from mamba_interp.tasks import Task
 
 def refused(f, *words, kinds=(ValueError, OSError)):
     "The sentence with which `f` is refused: one line, with all of `words`."
@@ -148,6 +152,91 @@ def test_a_lens_of_another_model(model, tokens, tmp_path):
 def test_a_lens_that_holds_code_is_refused(tmp_path):
     torch.save(dict(J={0: transformers.MambaConfig()}, n_prompts=1, d_model=24), tmp_path/'bad.pt')
     refused(lambda: load_lens(tmp_path/'bad.pt'), 'cannot be read as a lens')
+
+@pytest.fixture(scope='module')
+def task(model):
+    clean, corrupt = torch.randint(0, 61, (2, 6, 8), generator=torch.Generator().manual_seed(1))
+    one = torch.zeros(6, dtype=torch.long)
+    return Task(clean, corrupt, one, one + 1, dict(end=torch.full((6,), 7)))
+
+def an_sae(**options): return SAE(24, 31, L1(), **options)
+
+@pytest.mark.parametrize('ask, words', [
+    (lambda m, t: subspace(m, '1.resid', torch.ones(25)), ('expected (k 24)',)),
+    (lambda m, t: subspace(m, '1.resid', torch.zeros(0, 24)), ('expected (k 24)',)),
+    (lambda m, t: subspace(m, '1.resid', torch.full((24,), torch.nan)), ('not independent',)),
+    (lambda m, t: subspace(m, '1.attention', torch.ones(24)), ('no width',)),
+    (lambda m, t: subspace(m, '1.reside', torch.ones(24)), ('closest are',)),
+    (lambda m, t: coordinates(m, '1.resid', e=[0]), ('an axis of 1.resid', "'d'")),
+    (lambda m, t: coordinates(m, '1.y', h=[0]), ('an axis of 1.y',)),
+    (lambda m, t: coordinates(m, '1.state', n=[99]), ('n of 1.state is 99',)),
+    (lambda m, t: coordinates(m, '1.state', n=[]), ('at least one index',)),
+    (lambda m, t: coordinates(m, '1.state@3', n=[1]), ('state at one token',)),
+    (lambda m, t: feature_part('1.resid'), ('expected an SAE',)),
+    (lambda m, t: feature_part(an_sae()), ('reads None',)),
+    (lambda m, t: feature_part(an_sae(site='1.resid'), [31]), ('from 0 to 30',)),
+    (lambda m, t: difference_subspace(m, t, '1.resid', 25), ('rank is 25',)),
+    (lambda m, t: difference_subspace(m, t, '1.resid', at='begin'), ("'end'",)),
+    (lambda m, t: difference_subspace(m, t, '1.resid', 7, at='end'), ('differ in 6 directions',)),
+    (lambda m, t: random_parts(m, subspace(m, '1.resid', torch.eye(24)), torch.eye(24)[:5]),
+     ('vary in 4 dimensions', 'take more prompts')),
+    (lambda m, t: among_kind(subspace(m, '1.resid', torch.ones(24))), ('no others of its kind',)),
+    (lambda m, t: necessity(m, t, coordinates(m, '1.resid', d=0), controls=99), ('at least 100',)),
+    (lambda m, t: necessity(m, t, coordinates(m, '1.resid', d=0), at=8, controls=0), ('8',)),
+    (lambda m, t: necessity(m, t, coordinates(m, '1.resid', d=0), how='noise', controls=0), ('how is',)),
+    (lambda m, t: necessity(m, t, torch.ones(24)), ('expected a `SitePart`',)),
+    (lambda m, t: necessity(m, t, coordinates(m, '2.y', e=0), at=[3], controls=0), ('the same on',)),
+    (lambda m, t: necessity(m, t[:2], coordinates(m, '1.resid', d=0), controls=0).against_random(),
+     ('no random parts',)),
+    (lambda m, t: sufficiency(m, t, coordinates(m, '1.resid', d=0), control=0), ("no option 'control'",)),
+    (lambda m, t: necessity(m, t, difference_subspace(m, t[:2], '1.resid'), controls=0),
+     ('found on 2 of these 6',)),
+    (lambda m, t: address(m, t.clean, 0, 5, 2), ('6 prompts', 'expected one')),
+    (lambda m, t: address(m, t.clean[:1], 0, 2, 5), BACKWARD),
+    (lambda m, t: address(m, t.clean[:1], 3, 5, 2), ('layer is 3',)),
+    (lambda m, t: address(m, t.clean[:1], 0, 5, 2, an_sae(site='1.resid')), ('0.resid',)),
+    (lambda m, t: address(m, t.clean[:1], 0, 5, 2, 'features'), ("'writers'",)),
+    (lambda m, t: address(m, t.clean[:1], 0, 5, 2).pairs(channels=48), ('a channel is 48',)),
+    (lambda m, t: address(m, t.clean[:1], 0, 5, 2).pairs(toward=torch.ones(23)), ('expected (24,)',)),
+    (lambda m, t: fit_probe(torch.randn(30, 4), torch.arange(30) % 2, k=5), ('k is 5',)),
+    (lambda m, t: fit_probe(torch.randn(30, 4), torch.arange(30) % 2, held_out=1), ('held_out is 1',)),
+    (lambda m, t: fit_probe(torch.randn(30, 4), torch.zeros(30)), ('at least two different',)),
+    (lambda m, t: fit_probe(torch.full((30, 4), torch.nan), torch.arange(30) % 2), ('not finite',)),
+    (lambda m, t: fit_probe(torch.randn(30, 4), torch.arange(30) % 2, groups=[0]*30), ('1 groups',)),
+    (lambda m, t: probe(m, '*.state@2', t.clean, t.right), ('state at one token',)),
+    (lambda m, t: probe(m, '1.resid', t.clean, t.right, at=8), ('8',))])
+def test_parts_addresses_and_probes_that_cannot_be_meant(ask, words, model, task):
+    refused(lambda: ask(model, task), *words)
+
+def test_parts_and_probes_of_an_adapter(other, task):
+    with_end = necessity(other, task, coordinates(other, '1.resid', d=[3]), controls=0)
+    every = necessity(other, task, subspace(other, '1.resid', torch.eye(24)), controls=0)
+    assert with_end.effect.abs().max() > 0 and torch.allclose(every.effect, every.whole, atol=1e-5)
+    refused(lambda: coordinates(other, '1.resid', e=0), 'an axis of 1.resid')
+    refused(lambda: address(other, task.clean[:1], 0, 5, 2), 'needs a `Mamba`')
+    refused(lambda: probe(other, '1.u', task.clean, task.right), 'closest are')
+
+def test_nothing_stays_in_the_model_after_an_exchange(model, task):
+    before = model(task.clean)
+    necessity(model, task, coordinates(model, '0.state', n=[1]))
+    address(model, task.clean[:1], 1, 6, 2, 'writers')
+    assert torch.equal(model(task.clean), before)
+
+def test_a_part_may_be_measured_before_the_prompts_end(model, task):
+    "Padding after the answer counts for nothing."
+    early = Task(task.clean, task.corrupt, task.right, task.wrong, dict(end=torch.tensor([3, 4, 5, 6, 7, 3])))
+    padded = early.clean.clone()
+    for row, end in zip(padded, early.end): row[end + 1:] = 0
+    part = coordinates(model, '0.resid', d=[0, 5, 6])
+    a, b = (necessity(model, Task(o, task.corrupt, task.right, task.wrong, dict(end=early.end)), part)
+            for o in (early.clean, padded))
+    assert torch.allclose(a.effect, b.effect, atol=1e-12) and torch.allclose(a.random, b.random, atol=1e-12)
+
+def test_retention_never_forms_all_pairs():
+    "Of 20,000 tokens it keeps the running sum of Δ, not (t s e n)."
+    long = Mamba.tiny(num_hidden_layers=1)
+    kept = retention(long, torch.zeros(1, 20_000, dtype=torch.long), 0)
+    assert kept.sum.numel() == 20_000*48 and kept.at(19_999, 0).shape == (1, 48, 5)
 
 INTEROP = pages.root/'.venv-interop'/'bin'/'python'
 

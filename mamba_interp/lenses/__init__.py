@@ -28,4 +28,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
                 'tokens_at'],
     random_parts=['among_kind', 'among_subspaces', 'equal_size', 'random_parts'],
     necessity=['AgainstParts', 'PartEffect', 'necessity', 'sufficiency'],
-    address=['Address', 'Term', 'address']))
+    address=['Address', 'Term', 'address'],
+    probes=['STRENGTHS', 'Probe', 'fit_probe', 'probe', 'probe_rows']))

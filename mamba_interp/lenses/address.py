@@ -113,7 +113,8 @@ def _by_feature(sae):
     "The same for the features of an SAE; all its features at every token."
     def split(model, tokens, layer, resid):
         if str(sae.site) != f'{layer}.resid' or sae.out_site is not None:
-            raise ValueError(f"this SAE reads {sae.site}, expected one of {layer}.resid, which the block reads")
+            raise ValueError(
+                f"this SAE reads {sae.site}, expected one of {layer}.resid, which the block reads")
         x = resid.to(sae.W_dec)
         z = sae.encode(x).detach()*sae.scale(x)
         written = z.double()[..., None]*sae.W_dec.detach().double()
