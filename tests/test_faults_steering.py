@@ -172,3 +172,104 @@ def test_restart_refuses(truth):
     refused(lambda: st.Restart(truth.model, truth.task.clean, '1.resid', 5, 2), 'begins only at')
     begun = st.Restart(truth.model, truth.task.clean, '2.resid', 3)
     refused(lambda: begun(steer('1.resid', [1.])), 'not visited')
+
+# --- a feature ------------------------------------------------------------------------------------------------------
+
+def coder(site, model, **more):
+    from mamba_interp.sae import SAE, TopK
+    width = next(iter(record(model, torch.zeros(1, 2, dtype=torch.long), site).values()))[0, 0].numel()
+    return SAE(width, 40, TopK(5), site=site, **more).double().requires_grad_(False)
+
+def test_feature_that_is_not_there(truth):
+    from mamba_interp.features import Feature
+    model, clean = truth.model, truth.task.clean
+    sae = coder('1.block_out', model)
+    for feature, words in ((40, 'from 0 to 39'), (-1, 'from 0 to 39'), (1.5, '1.5'), (Feature(Site('u', 1), 3), 'which reads 1.block_out')):
+        refused(lambda: st.push_features(sae, {feature: 1.}), words)
+        refused(lambda: st.feature_direction(model, sae, feature, clean), words)
+        refused(lambda: st.When(sae, feature), words)
+    refused(lambda: st.push_features('3.block_out', {3: 1.}), 'expected an SAE')
+    refused(lambda: st.push_features(sae, {}), 'a dict from features')
+
+def test_feature_that_does_nothing(truth):
+    model, clean = truth.model, truth.task.clean
+    sae = coder('1.block_out', model)
+    refused(lambda: st.push_features(sae, {3: 0.}), 'changes nothing')
+    refused(lambda: st.reach(model, clean, st.clamp_when(sae, {3: 2.}, st.When(sae, 3, 1e9))), 'changes nothing at any of')
+    refused(lambda: st.push_features(sae, {3: math.nan}), 'feature 3')
+
+def test_condition_that_cannot_be_meant(truth):
+    model, clean = truth.model, truth.task.clean
+    early, late = coder('0.block_out', model), coder('2.block_out', model)
+    refused(lambda: st.When(early, 3, where='there'), "'here', 'before'")
+    refused(lambda: st.When(early, 3, 2., 1.), 'larger `most`')
+    refused(lambda: st.When(coder('1.state', model), 3), 'for all tokens at once')
+    refused(lambda: st.clamp_when(early, {3: 1.}, []), 'at least one')
+    refused(lambda: st.clamp_when(early, {3: 1.}, ['3.block_out']), 'expected a `When`')
+    refused(lambda: model(clean, st.clamp_when(early, {5: 4.}, st.When(late, 3))), 'came to 0.block_out first')
+    refused(lambda: model(clean, st.clamp_when(late, {5: 4.}, st.When(early, 3, where=7))), 'tokens 0 to 6')
+
+def test_sae_of_another_width(truth):
+    sae = coder('1.u', truth.model)
+    sae.site = Site('resid', 1)
+    refused(lambda: truth.model(truth.task.clean, st.push_features(sae, {3: 1.})), 'width 48', '24')
+
+@pytest.mark.parametrize('at', [3, [3], 'last'])
+def test_tap_of_a_state_takes_its_token_from_the_site(truth, at):
+    "It is called once a token; a mask over tokens would fall on its channels."
+    from mamba_interp.features import clamp
+    from mamba_interp.model import chain
+    model, clean = truth.model, truth.task.clean
+    one = steer('1.state', torch.ones(5), at=st.Schedule(at) if isinstance(at, str) else at)
+    for taps in (one, st.scale('1.state', [0], 2., at=at), chain(one, {'1.state': torch.neg}), {'1.state@3': one[Site('state', 1)]},
+            clamp(coder('1.state', model), {3: 5.}, at=at) if not isinstance(at, str) else one):
+        refused(lambda: model(clean, taps), 'name the token in the site')
+        refused(lambda: model.generate(clean, 2, taps=taps), 'name the token in the site')
+    moved = st.push_features(coder('1.state', model), {3: 5.}, at=at)
+    before, after = (record(model, clean, '1.state', o)['1.state'] for o in (None, moved))
+    changed = (before - after).abs().flatten(2).amax((0, 2)) > 0
+    first = 6 if at == 'last' else 3
+    assert changed.tolist() == [t >= first for t in range(7)]
+
+# --- tokens of a text, whatever the architecture --------------------------------------------------------------------
+
+@pytest.mark.parametrize('which', ['prompt', 'last', 'generated', 'all', [2, 8], -2])
+def test_schedule_behind_an_adapter(which):
+    "One run over the finished text, edited at the same tokens, predicts each token of it; a transformer has no state that could hide a slip."
+    import transformers
+    from mamba_interp.model import Adapter, Span
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2)
+    model = Adapter(transformers.LlamaForCausalLM(config).double().eval())
+    tokens, push = torch.randint(0, 61, (3, 6)), torch.randn(24).double()
+    edit = lambda at: steer('1.resid', push, 5., at=at)
+    text = model.generate(tokens, 5, taps=edit(st.Schedule(which)))
+    where = [6 + o if o < 0 else o for o in st.Schedule(which).tokens(Span(0, 11, 6, 11))]
+    with torch.no_grad(): again = model(text, edit(where))[:, 5:-1].argmax(-1)
+    assert torch.equal(again, text[:, 6:])
+    assert not torch.equal(text, model.generate(tokens, 5))
+
+# --- a file for lm-eval ---------------------------------------------------------------------------------------------
+
+def test_file_for_lm_eval_refuses(truth, d, tmp_path):
+    model, file = truth.model, tmp_path/'one.pt'
+    refused(lambda: st.save_steering(tmp_path/'one.csv', model, {d: 1.}), "expected '.pt'")
+    refused(lambda: st.save_steering(file, model, {d: 0.}), 'would change nothing')
+    refused(lambda: st.save_steering(file, model, {d: math.nan}), 'the dose at 1.resid')
+    refused(lambda: st.save_steering(file, model, {}), 'nothing to steer')
+    refused(lambda: st.save_steering(file, model, [d]), 'a dict from Direction')
+    refused(lambda: st.save_steering(file, model, {d: 1.}, 'clam'), "did you mean 'clamp'?")
+    refused(lambda: st.save_steering(file, model, {st.Direction(Site('resid', 1), torch.ones(9), 1.): 1.}), 'width 9', '24')
+    refused(lambda: st.save_steering(file, model, {st.Direction(Site('u', 1), torch.ones(48), 1.): 1.}), '1.u is not the output')
+    assert not file.exists()
+
+# --- how long an edit lasts -----------------------------------------------------------------------------------------
+
+def test_lasting_refuses(truth):
+    model, clean = truth.model, truth.task.clean
+    refused(lambda: st.lasting(model, clean, {}), 'no site')
+    refused(lambda: st.lasting(model, clean, steer('1.resid', torch.ones(24))), 'at one token')
+    refused(lambda: st.lasting(model, clean, steer('1.resid', torch.ones(24), at=[1, 2])), 'at one token')
+    refused(lambda: st.lasting(model, clean, steer('1.resid', torch.ones(24), at=7)), 'tokens 0 to 6')
+    refused(lambda: st.lasting(model, clean, steer('1.z', torch.ones(48), at=3)), 'does not change the state of block 1')
+    for curves in ([], [1., .5], -torch.ones(3, 6), torch.full((3, 6), math.nan)): refused(lambda: st.edit_half_life(curves), 'curves')

@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     state=['Persistence', 'half_life', 'move_state', 'persistence', 'write_state'],
     lasting=['Lasting', 'edit_half_life', 'lasting'],
     feature_edits=['Reach', 'When', 'clamp_when', 'feature_direction', 'push_features', 'reach'],
+    effect_sizes=['EffectSizes', 'effect_sizes'],
     evaluation=['Candidate', 'Verdict', 'choose', 'evaluate_steering', 'pooled', 'search_doses',
                 'with_preface'],
     lm_eval_files=['ACTIONS', 'hookpoint', 'save_steering', 'steering_entries']))

@@ -17,6 +17,7 @@ from .controls import control_directions
 from .direction import Direction, direction
 from .dose import DoseResponse, dose_response
 from .edits import add
+from .effect_sizes import effect_sizes
 from .side_effects import behaviours_kept
 from ..tasks import Task, encode
 
@@ -42,7 +43,7 @@ def search_doses(
     directions = list(directions)
     if not directions: raise ValueError("there is no direction to try, expected at least one")
     tried = [dose_response(model, d, doses, dev, text, controls=0, **options) for d in directions]
-    tests = [[float(paired_test(o)) if o.any() else 1. for o in r.effects] for r in tried]
+    tests = [[float(paired_test(o)) if o.any() else 1. for o in r.witnesses()] for r in tried]
     adjusted = holm(np.concatenate(tests)).reshape(len(tried), -1)
     cost = lambda r, i: float(r.side[i].kl.value) if r.side else np.nan
     out = [Candidate(r.direction, float(dose), float(r.effects[i].mean()), float(p[i]), cost(r, i))
@@ -114,11 +115,12 @@ def figure(self): # Figure
 @patch_to(Verdict)
 def table(self): # `Html`
     "Show the verdict, a line for each thing that was measured."
-    r = self.response
-    rows = [['effect, logits', self.effect.cell], ['effect in standard deviations', self.size]]
+    r, sizes = self.response, effect_sizes(self.response)
+    rows = [['effect, log-odds', self.effect.cell], ['effect, points', sizes.points[0].cell],
+            ['effect, d_z', sizes.d_z[0].cell]]
     rows += [['prompts moved the wrong way', r.wrong_way()[0].cell], ['answers turned', r.turned()[0].cell]]
     rows += [[f'rank among {v.shape[1]} {k}', r.against(k)[0].p] for k,v in r.controls.items()]
-    if self.asked is not None: rows.append(['a prompt that asks, logits', self.asked.cell])
+    if self.asked is not None: rows.append(['a prompt that asks, log-odds', self.asked.cell])
     if r.side: rows.append(['cost on text, nats per token', r.side[0].kl.cell])
     rows += [[f'{k} kept', v.cell] for k,v in self.kept.items()]
     rows.append(['candidates on the dev part', self.tried])
