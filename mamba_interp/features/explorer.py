@@ -10,6 +10,7 @@ import html, os
 from pathlib import Path
 from .cards import card
 from .effects import clamp
+from .explanations import Explanations
 from .explorer_panels import shipped_saes, _Panels, _named_saes
 from .explorer_views import ahead, odds, strips, written
 from .feature import Feature, fits
@@ -35,16 +36,21 @@ class Explorer(_Panels):
                         # model's own text, if None
         profiles=None,  # Folder with finished profiles, each in a folder named for its site
         text:str=_SENTENCES, # Sentences to begin with
+        *,
+        explained=None, # Folder with explanations, each SAE's in a folder named for its site
     ):
         saes = _named_saes(saes)
         if not isinstance(text, str):
             raise ValueError(f"text is a {type(text).__name__}, expected sentences as a str")
         if profiles is not None and not Path(profiles).is_dir():
             raise FileNotFoundError(f"profiles is {str(profiles)!r}, which is no folder")
+        if explained is not None and not Path(explained).is_dir():
+            raise FileNotFoundError(f"explained is {str(explained)!r}, which is no folder")
         self._given = saes
+        self._explained = explained
         self._rows = os.getenv('MAMBA_INTERP_TEXT') or None if rows is None else rows
         self._profiles = profiles
-        self.model = self.sae = self.found = self.reading = self.before = self.after = None
+        self.model = self.sae = self.found = self.reading = self.before = self.after = self.said = None
         self._quiet = False
         self._kept = {}
         self._unchanged = (None, None)
@@ -101,7 +107,7 @@ def _choose(self):
 def _load(self, sae=None):
     "Take the SAE that is named, and profile it."
     def take():
-        self.sae = self.found = self.reading = None
+        self.sae = self.found = self.reading = self.said = None
         if not (name := self.sae_name.value):
             raise ValueError(
                 f"no SAE is known for {self.site.value}: type the folder or the Hub name of one")
@@ -113,6 +119,7 @@ def _load(self, sae=None):
         if key not in self._kept: self._kept[key] = self._profile(new)
         self.found = self._kept[key]
         self.found.belongs(self.model, new)
+        self.said = self._in_words(new)
         self.sae, self._words = new, _favourites(self.found)
         with self._still():
             if str(new.site) not in self.site.options: self.site.options += (str(new.site),)
@@ -144,15 +151,41 @@ def _whose(self):
     if self._rows is None: return ' that the model wrote itself'
     return f' of {html.escape(str(self._rows))}' if isinstance(self._rows, (str, Path)) else ''
 
+# %% ../../nbs/features/34_explorer.ipynb #explwrd1
+@patch_to(Explorer)
+def _in_words(self, sae):
+    "Read the explanations of an SAE; None where the folder has none of its site."
+    folder = None if self._explained is None else Path(self._explained)/str(sae.site)
+    if folder is None or not folder.is_dir(): return None
+    said = Explanations.load(folder)
+    said.belongs(self.model, sae)
+    return said
+
+@patch_to(Explorer)
+def _sentence(self, index):
+    "Return a feature's explanation as the end of its line; '' without one."
+    return f' {self.said[index].text}' if self.said is not None and index in self.said else ''
+
+@patch_to(Explorer)
+def _wanted(self):
+    "List features: first those whose explanation holds the words that are searched for."
+    query = self.search.value
+    words = self.said.search(query) if self.said is not None else []
+    try: fires = browse(self.found, query, self.order.value)
+    except ValueError:
+        if words: return words
+        raise
+    return words + [i for i in fires if i not in set(words)]
+
 # %% ../../nbs/features/34_explorer.ipynb #5f155d61
 @patch_to(Explorer)
 def _list(self):
     "Fill the list of features."
     def fill():
         if self.found is None: return
-        some, o = browse(self.found, self.search.value, self.order.value), self.found
+        some, o = self._wanted(), self.found
         self.listed.options = [
-            (f'{i:>5} {o.density[i].item():7.2%} {o.max[i].item():6.2f} {self._words[i]}', i)
+            (f'{i:>5} {o.density[i].item():7.2%} {o.max[i].item():6.2f} {self._words[i]}{self._sentence(i)}', i)
             for i in some]
         return (f'<p>{len(some):,} of {len(o):,} features: index, density, largest activation, '
                 'commonest token</p>')
@@ -207,7 +240,7 @@ def _feature(self):
         self.card.value = ''
         return self._blank()
     index = self.feature.value
-    if not self._try(self.card, lambda: card(self.model, self.sae, self.found, index)):
+    if not self._try(self.card, lambda: card(self.model, self.sae, self.found, index, explained=self.said)):
         self.strips.value = ''
         return self._blank()
     if self.reading is None: return
