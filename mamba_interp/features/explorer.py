@@ -10,14 +10,13 @@ import html, os
 from pathlib import Path
 from .cards import card
 from .effects import clamp
-from .explanations import Explanations
 from .explorer_panels import shipped_saes, _Panels, _named_saes
 from .explorer_views import ahead, odds, strips, written
 from .feature import Feature, fits
 from .profile import profile
 from .profile_files import _of_sae
 from .profiles import Profile
-from .reading import browse, read, shared, _favourites
+from .reading import read, shared, _favourites
 from .token_text import sample_rows
 from ..model import Mamba, Site
 from ..report import lines, patch_to
@@ -42,10 +41,9 @@ class Explorer(_Panels):
         saes = _named_saes(saes)
         if not isinstance(text, str):
             raise ValueError(f"text is a {type(text).__name__}, expected sentences as a str")
-        if profiles is not None and not Path(profiles).is_dir():
-            raise FileNotFoundError(f"profiles is {str(profiles)!r}, which is no folder")
-        if explained is not None and not Path(explained).is_dir():
-            raise FileNotFoundError(f"explained is {str(explained)!r}, which is no folder")
+        for name,o in (('profiles', profiles), ('explained', explained)):
+            if o is not None and not Path(o).is_dir():
+                raise FileNotFoundError(f"{name} is {str(o)!r}, which is no folder")
         self._given = saes
         self._explained = explained
         self._rows = os.getenv('MAMBA_INTERP_TEXT') or None if rows is None else rows
@@ -150,32 +148,6 @@ def _whose(self):
     if self._profiles is not None: return ''
     if self._rows is None: return ' that the model wrote itself'
     return f' of {html.escape(str(self._rows))}' if isinstance(self._rows, (str, Path)) else ''
-
-# %% ../../nbs/features/34_explorer.ipynb #explwrd1
-@patch_to(Explorer)
-def _in_words(self, sae):
-    "Read the explanations of an SAE; None where the folder has none of its site."
-    folder = None if self._explained is None else Path(self._explained)/str(sae.site)
-    if folder is None or not folder.is_dir(): return None
-    said = Explanations.load(folder)
-    said.belongs(self.model, sae)
-    return said
-
-@patch_to(Explorer)
-def _sentence(self, index):
-    "Return a feature's explanation as the end of its line; '' without one."
-    return f' {self.said[index].text}' if self.said is not None and index in self.said else ''
-
-@patch_to(Explorer)
-def _wanted(self):
-    "List features: first those whose explanation holds the words that are searched for."
-    query = self.search.value
-    words = self.said.search(query) if self.said is not None else []
-    try: fires = browse(self.found, query, self.order.value)
-    except ValueError:
-        if words: return words
-        raise
-    return words + [i for i in fires if i not in set(words)]
 
 # %% ../../nbs/features/34_explorer.ipynb #5f155d61
 @patch_to(Explorer)
