@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
                         'score_rules'],
     chat=['Answer', 'Chat'],
     chat_explain=['TOGETHER', 'chat_answers', 'explain_by_chat', 'explain_prompt', 'judge_prompt'],
+    output_scores=['OutputScore', 'output_score', 'raised_tokens'],
     explain=['explain'],
     cards=['along', 'card', 'widget'],
     neuronpedia=['neuronpedia'],

@@ -10,6 +10,7 @@ import html
 import torch
 from ..circuits import share
 from .effects import _WRITERS, logit_effects, _activation
+from .explanations import Explanations
 from .feature import Feature, features_along, fits, _an_sae, _one
 from .neighbours import nearest
 from .profiles import Profile
@@ -59,6 +60,23 @@ def _tables(found, model, sae, index, n):
 
 def _quoted(word): return f'‘{word}’'.replace('\n', '↵').replace('\t', '⇥')
 
+# %% ../../nbs/features/20_cards.ipynb #crdexp01
+def _in_words(model, sae, index, explained):
+    "A feature's explanation with its scores beside the baselines'; nothing where there is none."
+    if explained is None: return ''
+    if not isinstance(explained, Explanations):
+        raise ValueError(
+            f"explained is a {type(explained).__name__}, expected Explanations, as explain(evidence) gives")
+    explained.belongs(model, sae)
+    if index not in explained: return '<p>There is no explanation of it.</p>'
+    said = explained[index]
+    tasks = dict.fromkeys(task for o in said.scores.values() for task in o)
+    rows = [[name, *(_ends(o.get(task)) for task in tasks)] for name,o in said.scores.items() if o]
+    known = table(rows, ['balanced accuracy', *tasks]) if rows else ''
+    return f'<p><b>{html.escape(said.text)}</b> (by {html.escape(said.by)})</p>{known}'
+
+def _ends(score): return None if score is None else tuple(score[k] for k in ('value', 'low', 'high'))
+
 # %% ../../nbs/features/20_cards.ipynb #c157ec79
 def card(
     model,         # A `Mamba` or an `Adapter`
@@ -68,6 +86,8 @@ def card(
     n:int=6,       # Strongest examples, and lines of each table
     sample:int=2,  # Examples drawn from each quarter of its activations
     name:str='',   # What somebody calls the feature
+    *,
+    explained=None, # `Explanations` of this SAE; their sentence and scores are shown
 )->Html:           # Self-contained; raises ValueError for no such feature, or a profile of another SAE
     "Show all about one feature."
     _a_profile(found).belongs(model, sae)
@@ -76,6 +96,7 @@ def card(
     n, sample = whole_number(n, 'n', 0), whole_number(sample, 'sample', 0)
     peak = found.max[index].item()
     title = f"<h4>{Feature(sae.site, index)}{f': {html.escape(name)}' if name else ''}</h4>"
+    title += _in_words(model, sae, index, explained)
     if not found.count[index]:
         return _plain_html(f"{title}<p>It does not fire on any of {found.tokens:,} tokens.</p>")
     edges, counts = found.histogram(index)

@@ -11,7 +11,8 @@ from dataclasses import replace as _with
 from .chat import Chat
 from .chat_explain import chat_answers, explain_by_chat
 from .evidence import Evidence
-from .explanation_scores import another, commonest_token, judge, rule_answers, score_rules
+from .explanation_scores import (another, commonest_token, judge, rule_answers,
+                                                      score_rules)
 from .explanations import Explanation, Explanations, _add_part, _begin, _read_part
 from .predicates import Traits
 from .rules import find_rules
@@ -62,7 +63,8 @@ def _trials(side, index, options):
     "Return the trials of a feature by task, where there are some of both sorts."
     like = dict(like=(options['like'] or {}).get(index, ()))
     rest = {k: options[k] for k in ('n', 'window', 'seed')}
-    drawn = dict(detection=detection_trials(side, index, **rest, **like), fuzz=fuzz_trials(side, index, **rest))
+    drawn = dict(detection=detection_trials(side, index, **rest, **like),
+                 fuzz=fuzz_trials(side, index, **rest))
     return {k: o for k,o in drawn.items() if len({t.right for t in o}) == 2}
 
 # %% ../../nbs/features/19_explain.ipynb #c8f3cf40
@@ -70,7 +72,8 @@ def _settings(evidence, by, options):
     "Describe a run, so that a folder goes on only with its own."
     like = sorted((int(k), [int(i) for i in v]) for k,v in (options['like'] or {}).items())
     who = 'rules' if by == 'rules' else f'{by.model} at {by.base_url}'
-    return evidence.setup | options | dict(by=who, like=like, live=int((evidence.explain.count > 0).sum()),
+    trial = dict(trials=options['n'], window=options['window'], trial_seed=options['seed'])
+    return evidence.setup | trial | dict(by=who, like=like, live=int((evidence.explain.count > 0).sum()),
                                            firings=int(evidence.explain.count.sum()))
 
 def _finished(folder, raises, number, part, make):
@@ -98,7 +101,8 @@ def explain(
 )->Explanations:        # raises ValueError for a folder of another run, or an endpoint's refusal
     "Explain features on the explain rows, and score the explanations on the test rows."
     from tqdm.auto import tqdm
-    if by != 'rules' and not isinstance(by, Chat): raise ValueError(f"by is {by!r}, expected 'rules' or a Chat")
+    if by != 'rules' and not isinstance(by, Chat):
+        raise ValueError(f"by is {by!r}, expected 'rules' or a Chat")
     if not isinstance(evidence, Evidence):
         raise ValueError(f"expected Evidence, as gather_evidence gives, got {type(evidence).__name__}")
     options = dict(n=whole_number(n, 'n'), window=whole_number(window, 'window'), like=like,

@@ -16,7 +16,7 @@ from .feature import Feature, fits
 from .profile import profile
 from .profile_files import _of_sae
 from .profiles import Profile
-from .reading import browse, read, shared, _favourites
+from .reading import read, shared, _favourites
 from .token_text import sample_rows
 from ..model import Mamba, Site
 from ..report import lines, patch_to
@@ -35,16 +35,20 @@ class Explorer(_Panels):
                         # model's own text, if None
         profiles=None,  # Folder with finished profiles, each in a folder named for its site
         text:str=_SENTENCES, # Sentences to begin with
+        *,
+        explained=None, # Folder with explanations, each SAE's in a folder named for its site
     ):
         saes = _named_saes(saes)
         if not isinstance(text, str):
             raise ValueError(f"text is a {type(text).__name__}, expected sentences as a str")
-        if profiles is not None and not Path(profiles).is_dir():
-            raise FileNotFoundError(f"profiles is {str(profiles)!r}, which is no folder")
+        for name,o in (('profiles', profiles), ('explained', explained)):
+            if o is not None and not Path(o).is_dir():
+                raise FileNotFoundError(f"{name} is {str(o)!r}, which is no folder")
         self._given = saes
+        self._explained = explained
         self._rows = os.getenv('MAMBA_INTERP_TEXT') or None if rows is None else rows
         self._profiles = profiles
-        self.model = self.sae = self.found = self.reading = self.before = self.after = None
+        self.model = self.sae = self.found = self.reading = self.before = self.after = self.said = None
         self._quiet = False
         self._kept = {}
         self._unchanged = (None, None)
@@ -101,7 +105,7 @@ def _choose(self):
 def _load(self, sae=None):
     "Take the SAE that is named, and profile it."
     def take():
-        self.sae = self.found = self.reading = None
+        self.sae = self.found = self.reading = self.said = None
         if not (name := self.sae_name.value):
             raise ValueError(
                 f"no SAE is known for {self.site.value}: type the folder or the Hub name of one")
@@ -113,6 +117,7 @@ def _load(self, sae=None):
         if key not in self._kept: self._kept[key] = self._profile(new)
         self.found = self._kept[key]
         self.found.belongs(self.model, new)
+        self.said = self._in_words(new)
         self.sae, self._words = new, _favourites(self.found)
         with self._still():
             if str(new.site) not in self.site.options: self.site.options += (str(new.site),)
@@ -150,9 +155,9 @@ def _list(self):
     "Fill the list of features."
     def fill():
         if self.found is None: return
-        some, o = browse(self.found, self.search.value, self.order.value), self.found
+        some, o = self._wanted(), self.found
         self.listed.options = [
-            (f'{i:>5} {o.density[i].item():7.2%} {o.max[i].item():6.2f} {self._words[i]}', i)
+            (f'{i:>5} {o.density[i].item():7.2%} {o.max[i].item():6.2f} {self._words[i]}{self._sentence(i)}', i)
             for i in some]
         return (f'<p>{len(some):,} of {len(o):,} features: index, density, largest activation, '
                 'commonest token</p>')
@@ -207,7 +212,7 @@ def _feature(self):
         self.card.value = ''
         return self._blank()
     index = self.feature.value
-    if not self._try(self.card, lambda: card(self.model, self.sae, self.found, index)):
+    if not self._try(self.card, lambda: card(self.model, self.sae, self.found, index, explained=self.said)):
         self.strips.value = ''
         return self._blank()
     if self.reading is None: return

@@ -10,7 +10,8 @@ import html
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from .reading import ORDERS
+from .explanations import Explanations
+from .reading import ORDERS, browse
 from ..report import GREY, fields_of, patch_to
 from ..sae import SAE, origin
 
@@ -122,3 +123,29 @@ def _arranged(self, w):
                    layout=w.Layout(width='100%', max_width='1400px', margin='0 auto'))
     view.add_class('explorer')
     return view
+
+# %% ../../nbs/features/33_explorer_panels.ipynb #explwrd1
+@patch_to(_Panels)
+def _in_words(self, sae):
+    "Read the explanations of an SAE; None where the folder has none of its site."
+    folder = None if self._explained is None else Path(self._explained)/str(sae.site)
+    if folder is None or not folder.is_dir(): return None
+    said = Explanations.load(folder)
+    said.belongs(self.model, sae)
+    return said
+
+@patch_to(_Panels)
+def _sentence(self, index):
+    "Return a feature's explanation as the end of its line; '' without one."
+    return f' {self.said[index].text}' if self.said is not None and index in self.said else ''
+
+@patch_to(_Panels)
+def _wanted(self):
+    "List features: first those whose explanation holds the words that are searched for."
+    query = self.search.value
+    words = self.said.search(query) if self.said is not None else []
+    try: fires = browse(self.found, query, self.order.value)
+    except ValueError:
+        if words: return words
+        raise
+    return words + [i for i in fires if i not in set(words)]

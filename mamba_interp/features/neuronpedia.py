@@ -100,9 +100,12 @@ def neuronpedia(
     creator:str='', # Its id there
     release:str='mamba-interp', # What the source is published under
     created:str='1970-01-01T00:00:00Z', # When, ISO 8601
+    *,
+    explained=None, # `Explanations` of this SAE, written beside
 )->Path:           # Folder of the source; raises ValueError for another's profile or a bad id, or OSError
     "Write a profile in the layout that Neuronpedia's bulk import reads."
     _a_profile(found).belongs(model, sae)
+    if explained is not None: explained.belongs(model, sae)
     batch = whole_number(batch, 'batch')
     if not isinstance(creator, str): raise ValueError(f"creator is {creator!r}, expected text")
     try: datetime.fromisoformat(created)
@@ -115,7 +118,28 @@ def neuronpedia(
     about = dict(modelId=ids['name'], layer=ids['source'], creatorId=creator, createdAt=created)
     where = inside(folder, f"v1/{ids['name']}/{ids['source']}")
     writable(where.parent, 8*sae.W_dec.numel())
-    return _swapped(where, lambda new: _export(new, model, sae, found, about, ids['release'], batch))
+    def fill(new):
+        _export(new, model, sae, found, about, ids['release'], batch)
+        if explained is not None: _export_words(new, explained, about, batch)
+    return _swapped(where, fill)
+
+# %% ../../nbs/features/21_neuronpedia.ipynb #nprexp02
+def _explanation_row(said, about):
+    "One explanation as Neuronpedia names its parts."
+    kind = 'chat' if said.rule is None else 'rules'
+    return dict(id=f"{about['modelId']}-{about['layer']}-{said.index}-{kind}", modelId=about['modelId'],
+                layer=about['layer'], index=str(said.index), description=said.text,
+                authorId=about['creatorId'], typeName=f'mamba_interp_{kind}', explanationModelName=said.by,
+                notes=json.dumps(said.scores, sort_keys=True), createdAt=about['createdAt'],
+                updatedAt=about['createdAt'])
+
+def _export_words(where, explained, about, batch):
+    "Write explanations in the batches of their features."
+    parts = {}
+    for i in sorted(explained.items): parts.setdefault(i//batch, []).append(explained[i])
+    for number,part in parts.items():
+        _lines(where/'explanations'/f'batch-{number}.jsonl.gz',
+               (_explanation_row(o, about) for o in part if o.text))
 
 # %% ../../nbs/features/21_neuronpedia.ipynb #3ba97441
 def _export(where, model, sae, found, about, release, batch):
