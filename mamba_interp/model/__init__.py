@@ -10,7 +10,7 @@ from ..report import face
 
 # %% ../../nbs/model/index.ipynb #face1004
 __getattr__, __dir__, __all__ = face(__name__, dict(
-    tables=['AXES', 'ON_REQUEST', 'SITES', 'SITES2', 'TABLES', 'SiteInfo'],
+    tables=['AXES', 'ON_REQUEST', 'OTHER_SITES', 'SITES', 'SITES2', 'TABLES', 'SiteInfo'],
     wiring=['WIRING', 'WIRING2', 'WIRINGS', 'Wire', 'computed_from', 'edge_ends', 'fixed_wires', 'onward',
             'receivers'],
     block_map=['block_map'],
@@ -34,5 +34,12 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     taps=['Tap', 'chain', 'token_mask'],
     record=['Recording', 'ablate', 'keep_tap', 'mean_over_prompts', 'put_tap', 'record', 'replace',
             'site_mean', 'steer'],
+    half_blocks=['HalfBlock', 'choose_again', 'half_blocks'],
     adapter=['Adapter'],
+    stack=['Stack', 'cut'],
+    retnet=['RetNet', 'RetNetBlock', 'RetNetConfig', 'decay_rates', 'fading', 'row_scale', 'turned'],
+    moe_mamba=['Expert', 'ExpertBlock', 'MoEMamba', 'MoEMambaConfig'],
+    hyena=['Hyena', 'HyenaBlock', 'HyenaConfig', 'LongFilter', 'hidden_filter', 'long_conv'],
+    dense_retnet=['DenseRetNet', 'DenseRetNetBlock', 'DenseRetNetConfig'],
+    families=['FAMILIES', 'load_family'],
     elsewhere=['ELSEWHERE', 'Elsewhere']))
