@@ -2,8 +2,8 @@
 import json
 
 import pytest, torch, transformers
-from safetensors.torch import load_file, save_file
-from mamba_interp.model import Adapter, Mamba, Tap, config_of, cut, load_family, record, replace
+from mamba_interp.model import (Adapter, DenseRetNet, DenseRetNetConfig, Hyena, HyenaConfig, Mamba, MoEMamba, MoEMambaConfig, Tap,
+                                config_of, cut, load_family, record, replace)
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -128,3 +128,91 @@ def test_remote_code(tmp_path):
     (tmp_path/'code.py').write_text(f'open({str(tmp_path/"ran")!r}, "w")\nclass Own: pass\nclass Model: pass')
     for call in (lambda: Adapter(tmp_path), lambda: load_family(tmp_path), lambda: Mamba.load(tmp_path)): refused(call)
     assert not (tmp_path/'ran').exists()
+
+# layouts as published
+
+def written(folder, config, weights, name='pytorch_model.bin'):
+    (folder/'config.json').write_text(json.dumps(config))
+    torch.save(weights, folder/name)
+    return folder
+
+def blackmamba(folder, **changes):
+    "A BlackMamba as Zyphra publishes it, and the model that it is."
+    layers = ['r', '4', 'r', '1']
+    model = MoEMamba(MoEMambaConfig(64, 12, tuple(layers), 20, state_size=5, bias=True)).double().requires_grad_(False)
+    def name(k):
+        if k.startswith('embeddings.'): return k.replace('embeddings.', 'embedding.word_embeddings.')
+        k = k.replace('final_norm.', 'decoder.final_layernorm.')
+        if not k.startswith('layers.'): return k
+        head, layer, rest = k.split('.', 2)
+        if layers[int(layer)] == '1': rest = rest.replace('experts.0.', 'mixer.')
+        rest = rest.replace('experts.', 'mixer.local_experts.').replace('routes.', 'mixer.router.')
+        return f"decoder.layers.{layer}.{rest if rest.startswith(('norm.', 'mixer.')) else 'mixer.' + rest}"
+    weights = {name(k): v for k, v in model.state_dict().items() if k != 'lm_head.weight'}
+    config = dict(num_layers=4, hidden_size=12, state_size=5, conv_dimension=4, vocab_size=64, expansion_factor=2, ffn_hidden_size=20, add_bias_linear=True, swiglu=True, mamba_moe_layers=layers, max_sequence_length=2048)
+    return written(folder, config | changes, dict(model=weights)), model
+
+def dense(folder, **changes):
+    "A DenseRetNet as published: a llama by name, with keys of its own and a request to run code."
+    model = DenseRetNet(DenseRetNetConfig(61, 64, 32, 3, 2)).double().requires_grad_(False)
+    def name(k):
+        if k == 'lm_head.weight': return k
+        k = k.replace('embeddings.', 'embed_tokens.').replace('final_norm.', 'norm.').replace('to_hidden.', 'to_hidden.0.').replace('to_out.', 'to_out.0.')
+        for o in ('q_proj', 'k_proj', 'to_hidden', 'to_out', 'k_select', 'v_select', 'k_norm', 'v_norm', 'group_norm'): k = k.replace(f'.{o}.', f'.self_attn.{o}.')
+        return 'model.' + k
+    weights = {name(k): v for k, v in model.state_dict().items()} | {'model.retnet_rel_pos.angle': torch.zeros(16), 'model.retnet_rel_pos.decay': torch.zeros(2)}
+    config = dict(model_type='llama', auto_map=dict(AutoModelForCausalLM='modeling.LlamaForCausalLM'), hidden_size=64, query_key_dim=32, num_attention_heads=2, num_hidden_layers=3, rms_norm_eps=1e-6,
+        tie_word_embeddings=False, vocab_size=61, v_factor=2, dense_block_layers=1, deepnorm=False, dropout=.1)
+    return written(folder, config | changes, weights), model
+
+YAML = 'model:\n  d_model: 12\n  n_layer: 2\n  d_inner: 20\n  vocab_size: 61\n  pad_vocab_size_multiple: 8\n  layer:\n    l_max: 40\n    order: 2\n    filter_order: 8\n    emb_dim: 5\n    w: 14\n    modulate: false\n    num_inner_mlps: 2\n    short_filter_order: 3\n'
+
+def hyena(folder, yaml=YAML):
+    "A Hyena of safari: weights under a trainer's name, its configuration beside them as YAML."
+    model = Hyena(HyenaConfig(61, 12, 2, 20, longest=40, filter_order=8, position_size=5)).double().requires_grad_(False)
+    def name(k):
+        if k == 'lm_head.weight': return k
+        k = k.replace('embeddings.', 'embeddings.word_embeddings.').replace('final_norm.', 'ln_f.')
+        for o in ('in_proj', 'out_proj', 'short_filter', 'filter_fn'): k = k.replace(f'.{o}.', f'.mixer.{o}.')
+        return 'backbone.' + k.replace('.fc1.', '.mlp.fc1.').replace('.fc2.', '.mlp.fc2.')
+    if yaml is not None: (folder/'hyena.yaml').write_text(yaml)
+    torch.save(dict(state_dict={f'model.{name(k)}': v for k, v in model.state_dict().items()}), folder/'hyena.ckpt')
+    return folder, model
+
+@pytest.mark.parametrize('make', [blackmamba, dense, hyena])
+def test_published_layouts(tmp_path, make):
+    "Written as published, it opens as what it is, with the same logits, and the round trip keeps them."
+    torch.manual_seed(0)
+    folder, model = make(tmp_path)
+    tokens = ids(2, 9)
+    found = load_family(folder, dtype=torch.float64)
+    assert type(found) is type(model) and (found(tokens) - model(tokens)).abs().max() < 1e-10
+    found.save(tmp_path/'again')
+    assert (load_family(tmp_path/'again', dtype=torch.float64)(tokens) - model(tokens)).abs().max() < 1e-10
+    clean = found(tokens)
+    assert torch.equal(found(tokens), clean) and found.generate(tokens, 2).shape == (2, 11)
+
+@pytest.mark.parametrize('make,changes,words', [(blackmamba, dict(mamba_moe_layers=['r', '4', 'r', 'r4']), ['mamba_moe_layers', 'r4']), (blackmamba, dict(mamba_moe_layers=['r']), ['1 entries', '4']), (blackmamba, dict(swiglu='yes'), ['swiglu']),
+    (blackmamba, dict(hidden_size=16), ['do not fit']), (blackmamba, dict(mamba_moe_layers=['r', '3', 'r', '1']), ['unexpected']), (dense, dict(deepnorm=True), ['deepnorm']), (dense, dict(query_key_dim='32'), ['query_key_dim']),
+    (dense, dict(num_attention_heads=0), ['num_attention_heads']), (dense, dict(hidden_size=60), ['hidden_size'])], ids=lambda o: str(o)[:40])
+def test_wrong_settings(tmp_path, make, changes, words):
+    refused(lambda: load_family(make(tmp_path, **changes)[0]), *words)
+
+def test_llama_with_retnet_keys(tmp_path):
+    "A `llama` that is a DenseRetNet opens as one here, and the adapter says where it opens instead of taking it for a Llama."
+    folder, _ = dense(tmp_path)
+    refused(lambda: Adapter(folder), 'load_family')
+    refused(lambda: Mamba.load(folder), "'llama'")
+
+@pytest.mark.parametrize('yaml,words', [(None, ['.yaml']), ('a: [', ['YAML']), ('[1]', ['expected']), (YAML.replace('order: 2\n    f', 'order: 3\n    f'), ['order']), (YAML.replace('d_model: 12', 'd_model: 14'), ['do not fit']), (YAML.replace('d_inner: 20', 'd_inner: -1'), ['ffn_size'])], ids=['none', 'broken', 'list', 'order', 'width', 'negative'])
+def test_hyena_settings(tmp_path, yaml, words): refused(lambda: load_family(hyena(tmp_path, yaml)[0]), *words)
+
+def test_pickled_objects(tmp_path):
+    "A checkpoint that would run code when it is read is refused unread."
+    folder, _ = blackmamba(tmp_path)
+    class Runs:
+        def __reduce__(self): return (open, (str(tmp_path/'ran'), 'w'))
+    torch.save(dict(model=dict(x=Runs())), folder/'pytorch_model.bin')
+    refused(lambda: load_family(folder), 'pytorch_model.bin')
+    assert not (tmp_path/'ran').exists()
+    for name in ('/no/such', '', 3, None): refused(lambda: load_family(name))

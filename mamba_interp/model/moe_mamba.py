@@ -82,7 +82,7 @@ def forward(self,
 )->tuple:         # (b t d) residual stream after the layer; `carried`
     "Run the layer."
     resid = self.say('resid', resid, taps)
-    normed = self.say('norm', self.norm(resid), taps)
+    normed = self.say('norm', resid, taps) # the submodule of this name is the norm
     if self.routes is None: out = self.say('expert_out', self.experts[0](normed), taps)
     else:
         scores = self.say('router', self.routes(normed), taps)

@@ -6,14 +6,15 @@
 __all__ = ['Stack', 'cut']
 
 # %% ../../nbs/model/30_stack.ipynb #stk00001
-import dataclasses
+import dataclasses, json
+from pathlib import Path
 import torch, torch.nn as nn
 from torch import Tensor
 from .announcing import Span, _Announcer, sort_taps
 from .sites import Site, match_sites
 from .text import _picker, decode_tokens, encode_texts
 from .tokens import at_tokens, check_mask, check_tokens
-from ..report import patch_to, whole_number
+from ..report import by_path, patch_to, whole_number, writable, write_files
 
 # %% ../../nbs/model/30_stack.ipynb #stk00004
 class Stack(_Announcer):
@@ -107,6 +108,22 @@ def to_text(self,
 ):      # Text; a list of b texts for (b t)
     "Return token ids as text."
     return decode_tokens(self.tokenizer, ids)
+
+# %% ../../nbs/model/30_stack.ipynb #stk0008a
+@patch_to(Stack)
+def save(
+    self,
+    folder, # Created if need be
+):          # raises OSError, and leaves an older checkpoint whole, if it cannot be written
+    "Save weights and configuration so that `load_family` reads them."
+    from safetensors.torch import save_file
+    weights = {k: v.detach().clone().contiguous().cpu() for k, v in self.state_dict().items()}
+    if self.config.tie_word_embeddings: del weights['lm_head.weight']
+    config = json.dumps(dataclasses.asdict(self.config), indent=1)
+    folder = Path(folder)
+    writable(folder, len(config) + sum(v.nbytes for v in weights.values()) + 2**16)
+    tensors = by_path(lambda path: save_file(weights, path, metadata=dict(format='pt')))
+    write_files(folder, {'model.safetensors': tensors, 'config.json': config})
 
 # %% ../../nbs/model/30_stack.ipynb #stk00010
 _SECOND_PATH = 'zamba', 'zamba2' # Their shared attention reads the embedding as well
