@@ -21,6 +21,35 @@ from ..model import Mamba, Site, Tap, chain, enough_memory, free_memory, record
 from ..report import one_of, patch_to, whole_number
 from ..tasks import Task
 
+# %% ../../nbs/circuits/38_edge_patching.ipynb #epatc010
+def _carried(patcher):
+    "`Site` -> what patched edges carry."
+    kinds, zero = patcher.graph.kinds, patcher.how == 'zero'
+    return messages(patcher.model, kinds, patcher.other, patcher.means, patcher.spans, zero=zero)
+
+def _recorded(patcher):
+    "What the run to be patched has at the residual stream and its writers."
+    writers = ['embed', '*.block_out'] if 'depth' in patcher.graph.kinds else []
+    return record(patcher.model, patcher.tokens, ['*.resid', 'final_resid', *writers])
+
+# %% ../../nbs/circuits/38_edge_patching.ipynb #epatc110
+def _changes(patcher):
+    "What patching adds to each writer; the run's record goes with it, as the residual stream is kept apart."
+    patcher.resid # before the record goes
+    seen = patcher.__dict__.pop('_seen')
+    return [patcher.source[s] - v for s, v in seen.items() if s.name in ('embed', 'block_out')]
+
+# %% ../../nbs/circuits/38_edge_patching.ipynb #epatc118
+def _read_at_end(patcher):
+    "(layer p 1) 0 for what the last block reads at tokens that are no prompt's end."
+    graph, ends = patcher.graph, patcher.task.positions['end'].cpu()
+    out = torch.ones(graph.n_layers, len(graph.labels or (None,)), 1)
+    if graph.spanned:
+        at_end = patcher.spans.mask.cpu()[torch.arange(len(ends)), ends]
+        out[-1, :, 0] = at_end.any(0).float()
+    elif graph.labels: out[-1, :, 0] = torch.isin(torch.arange(len(out[-1])), ends).float()
+    return out
+
 # %% ../../nbs/circuits/38_edge_patching.ipynb #f3055a17
 class EdgePatcher:
     "Runs a model with any of its edges patched; `patched` is (E): True, or a share from 0 to 1, for each."
@@ -48,42 +77,21 @@ class EdgePatcher:
         self.means = self._mean() if how == 'mean' else None
         if self.batch >= len(task): self.source, self.resid, self.change
 
+    source = cached_property(_carried)
+    _seen = cached_property(_recorded)
+    change = cached_property(_changes)
+    _read_at_end = cached_property(_read_at_end)
     @cached_property
-    def source(self): return _carried(self)
-    @cached_property
-    def exchange(self): return Exchange(self.model, self.graph, self.source, self.tokens.shape[1], self.spans)
-    @cached_property
-    def _seen(self): return _recorded(self)
+    def exchange(self):
+        return Exchange(self.model, self.graph, self.source, self.tokens.shape[1], self.spans)
     @cached_property
     def resid(self): return [self._seen[s] for s in self.model.sites(['*.resid', 'final_resid'])]
-    @cached_property
-    def change(self): return _changes(self)
-    @cached_property
-    def _read_at_end(self): return _read_at_end(self)
     @cached_property
     def _kept(self): return [self._part(i) for i in range(0, len(self.task), self.batch)]
     @cached_property
     def plain(self): return self.metric(torch.zeros(len(self.graph), dtype=torch.bool))
     @cached_property
     def ablated(self): return self.metric(torch.ones(len(self.graph), dtype=torch.bool))
-
-# %% ../../nbs/circuits/38_edge_patching.ipynb #epatc010
-def _carried(patcher):
-    "`Site` -> what patched edges carry."
-    kinds, zero = patcher.graph.kinds, patcher.how == 'zero'
-    return messages(patcher.model, kinds, patcher.other, patcher.means, patcher.spans, zero=zero)
-
-def _recorded(patcher):
-    "What the run to be patched has at the residual stream and its writers."
-    writers = ['embed', '*.block_out'] if 'depth' in patcher.graph.kinds else []
-    return record(patcher.model, patcher.tokens, ['*.resid', 'final_resid', *writers])
-
-# %% ../../nbs/circuits/38_edge_patching.ipynb #epatc110
-def _changes(patcher):
-    "What patching adds to each writer; the run's record goes with it, as the residual stream is kept apart."
-    patcher.resid # before the record goes
-    seen = patcher.__dict__.pop('_seen')
-    return [patcher.source[s] - v for s, v in seen.items() if s.name in ('embed', 'block_out')]
 
 # %% ../../nbs/circuits/38_edge_patching.ipynb #epatc012
 @patch_to(EdgePatcher)
@@ -162,16 +170,6 @@ def taps(self,
     return taps | {Site('final_resid'): Tap('patch edges', last)}
 
 # %% ../../nbs/circuits/38_edge_patching.ipynb #epatc018
-def _read_at_end(patcher):
-    "(layer p 1) 0 for what the last block reads at tokens that are no prompt's end."
-    graph, ends = patcher.graph, patcher.task.positions['end'].cpu()
-    out = torch.ones(graph.n_layers, len(graph.labels or (None,)), 1)
-    if graph.spanned:
-        at_end = patcher.spans.mask.cpu()[torch.arange(len(ends)), ends]
-        out[-1, :, 0] = at_end.any(0).float()
-    elif graph.labels: out[-1, :, 0] = torch.isin(torch.arange(len(out[-1])), ends).float()
-    return out
-
 @patch_to(EdgePatcher)
 def _first(self, share):
     "The first block with a patched edge."

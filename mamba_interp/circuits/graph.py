@@ -50,8 +50,7 @@ class Graph:
     def _ends(self):
         if self.split: return self.readers
         return (*(Site('resid', l) for l in range(self.n_layers)), Site('final_resid'))
-    @property
-    def receivers(self): return RECEIVERS[self.model_type]
+    receivers = property(lambda self: RECEIVERS[self.model_type])
     @property
     def spanned(self): return bool(self.labels) and isinstance(self.labels[0], str)
     @cached_property
@@ -179,6 +178,7 @@ def _edges(graph):
     places = {kind: _there(graph, kind).nonzero().tolist() for kind in graph.kinds}
     return tuple(_edge(graph, kind, *o) for kind, found in places.items() for o in found)
 
+# %% ../../nbs/circuits/32_graph.ipynb #graph118
 @patch_to(Graph)
 def __repr__(self):
     each = 'spans' if self.spanned else 'tokens'

@@ -74,6 +74,7 @@ def _mixed(block, y, seen, theirs, mix):
     write = torch.where(first > 0, write.to(old), old)
     return _read_writes(block, write, dt, torch.where(second > 0, B.to(mine), mine), C)
 
+# %% ../../nbs/circuits/37_time_taps.ipynb #ttaps113
 def _reread(block, y, seen, theirs, mix):
     "`y` (b t e) where its readers `mix.to` find the other run's writes, by `mix.share`."
     seen = {k: o[:, :mix.n] for k, o in seen.items()}
