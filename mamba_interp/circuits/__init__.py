@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
     calibration=['TIE', 'Calibration', 'calibrate', 'tie_groups'],
     graph=['KINDS', 'LARGEST', 'RECEIVERS', 'Edge', 'EdgePatcher', 'Graph', 'Spans', 'check_graph',
            'path_effects', 'path_patch', 'spans'],
+    map_layout=['MapLayout', 'Wire', 'map_layout', 'row_text'],
     circuit_map=['circuit_map'],
     circuit_files=['KIND', 'check_origin', 'read_circuit', 'stored', 'task_origin', 'write_circuit'],
     circuit=['Circuit', 'check_circuit', 'jaccard', 'mask_of'],
