@@ -164,13 +164,6 @@ def select(self, u, taps, apart):
     if apart: dt = self.step(dt, taps)
     return value, skip, dt, self.say('B', B, taps), self.say('C', C, taps)
 
-# %% ../../nbs/model/14_block.ipynb #blk00007
-@patch_to(Mamba1Block)
-def narrow(self, taps):
-    "bfloat16, where autocast makes it of `gated` anyway and nobody sees that before; else None."
-    low = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
-    return torch.bfloat16 if low and not self.heard(['gated'], taps) else None
-
 # %% ../../nbs/model/14_block.ipynb #3f6d1bc8
 @patch_to(Mamba1Block)
 def mix(self, u, z, dt, taps, state, real):
@@ -179,7 +172,7 @@ def mix(self, u, z, dt, taps, state, real):
     value, skip, dt, B, C = self.select(u, taps, apart)
     value, A = _only(real, value), -torch.exp(_wide(self.A_log))
     if not apart:
-        done = gated_scan(value, dt, A, B, C, self.D, skip, z, state, self.narrow(taps))
+        done = gated_scan(value, dt, A, B, C, self.D, skip, z, state)
         if done is not None: return done
         dt = self.step(dt, taps)
     y, state = self.ssm(value, dt, A, B, C, taps, state, real)

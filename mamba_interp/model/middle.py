@@ -156,7 +156,6 @@ def gated_scan(
     skip:Tensor,    # (b t e) what the skip passes on; often `u` itself
     z:Tensor,       # (b t e) gate, before its silu
     h:Tensor=None,  # (b e n) state before the first token; zero if None
-    kind=None,      # Type of the output, float32 or bfloat16; by PyTorch's rules if None, or in float64
 )->tuple:           # (b t e) (y + D skip) silu(z), (b e n) last state; None where `conv_silu` gives None
     "Run the scan with the steps around it in one pass."
     (b, T, e), n = u.shape, A.shape[1]
@@ -168,7 +167,7 @@ def gated_scan(
     wide = lambda o: None if o is None else o.to(_real(u))
     args = (u, None if skip is u else skip, dt, wide(A).T.contiguous(), wide(B), wide(C),
             wide(D).contiguous(), z, None if h is None else wide(h).transpose(1, 2).contiguous())
-    kind = torch.promote_types(*kinds) if kind is None or _real(u) == torch.float64 else kind
+    kind = torch.promote_types(*kinds)
     train = torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in args)
     gated, last = (_GatedScan.apply if train else _gated_plain)(_library(), kind, *args)
     return gated, last.transpose(1, 2)
