@@ -78,12 +78,13 @@ def _chosen(x, y, groups, k, scaled):
 def _split(y, groups, held_out, seed):
     "Rows to fit on, and rows held out, no group in both, every label in both."
     from sklearn.model_selection import GroupShuffleSplit
+    many = len(np.unique(groups))
     drawing = GroupShuffleSplit(20, test_size=held_out, random_state=seed)
-    for fit, test in drawing.split(y, y, groups):
+    for fit, test in drawing.split(y, y, groups) if many > 3 else ():
         least = min(min(len(np.unique(groups[fit][y[fit] == c])) for c in np.unique(y)), 99)
         if least >= 3 and set(y[fit]) == set(y[test]): return fit, test
     raise ValueError(
-        f"{len(np.unique(groups))} groups of prompts cannot be split so that each label is in three that are "
+        f"{many} groups of prompts cannot be split so that each label is in three that are "
         "fitted on and in one that is held out: take more prompts")
 
 def _varying(x):
