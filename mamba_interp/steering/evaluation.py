@@ -17,7 +17,6 @@ from .controls import control_directions
 from .direction import Direction, direction
 from .dose import DoseResponse, dose_response
 from .edits import add
-from .effect_sizes import effect_sizes
 from .side_effects import behaviours_kept
 from ..tasks import Task, encode
 
@@ -115,12 +114,11 @@ def figure(self): # Figure
 @patch_to(Verdict)
 def table(self): # `Html`
     "Show the verdict, a line for each thing that was measured."
-    r, sizes = self.response, effect_sizes(self.response)
-    rows = [['effect, log-odds', self.effect.cell], ['effect, points', sizes.points[0].cell],
-            ['effect, d_z', sizes.d_z[0].cell]]
+    r = self.response
+    rows = [['effect, logits', self.effect.cell], ['effect in standard deviations', self.size]]
     rows += [['prompts moved the wrong way', r.wrong_way()[0].cell], ['answers turned', r.turned()[0].cell]]
     rows += [[f'rank among {v.shape[1]} {k}', r.against(k)[0].p] for k,v in r.controls.items()]
-    if self.asked is not None: rows.append(['a prompt that asks, log-odds', self.asked.cell])
+    if self.asked is not None: rows.append(['a prompt that asks, logits', self.asked.cell])
     if r.side: rows.append(['cost on text, nats per token', r.side[0].kl.cell])
     rows += [[f'{k} kept', v.cell] for k,v in self.kept.items()]
     rows.append(['candidates on the dev part', self.tried])

@@ -33,7 +33,8 @@ def _target(sae):
     "The site that an SAE writes."
     site = sae.out_site or sae.site
     if site is None:
-        raise ValueError("this SAE has no site at which it could steer: make it with SAE(…, site='3.block_out')")
+        raise ValueError("this SAE has no site at which it could steer: make it with "
+                         "SAE(…, site='3.block_out')")
     return site
 
 # %% ../../nbs/steering/11_feature_edits.ipynb #stfe0008
@@ -71,7 +72,8 @@ def _amounts(sae, amounts):
         raise ValueError(f"amounts is {str(amounts)[:40]}, expected a dict from features to what is added, "
                          "such as {12: 3.}")
     found = {_index(sae, k): real_number(v, f'what is added to feature {k}') for k,v in amounts.items()}
-    if not any(found.values()): raise ValueError("adding 0 to a feature changes nothing, expected another amount")
+    if not any(found.values()):
+        raise ValueError("adding 0 to a feature changes nothing, expected another amount")
     return found
 
 # %% ../../nbs/steering/11_feature_edits.ipynb #stfe0012
@@ -104,10 +106,12 @@ def _check_when(self):
     _set = lambda name, value: object.__setattr__(self, name, value)
     _set('feature', _index(self.sae, self.feature))
     if self.sae.site is None or self.sae.site.name == 'state':
-        raise ValueError(f"a condition reads a site that is announced for all tokens at once, got {self.sae.site}")
+        raise ValueError(f"a condition reads a site that is announced for all tokens at once, got "
+                         f"{self.sae.site}")
     _set('above', real_number(self.above, 'above'))
     if not self.most > self.above:
-        raise ValueError(f"no activation is above {self.above:g} and at most {self.most}, expected a larger `most`")
+        raise ValueError(f"no activation is above {self.above:g} and at most {self.most}, expected a "
+                         "larger `most`")
     if isinstance(self.where, str) and self.where not in ('here', 'before'):
         raise ValueError(f"where is {self.where!r}, expected 'here', 'before' or a token index")
     if not isinstance(self.where, str): _set('where', whole_number(self.where, 'where', -10**9))

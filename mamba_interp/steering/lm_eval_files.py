@@ -28,7 +28,7 @@ def _named(model, site):
 def hookpoint(
     model, # A `Mamba` or an `Adapter`
     site,  # `Site` or text
-)->str:    # Relative to the base model, as in 'layers.3.mixer'; raises ValueError for a site that is no output
+)->str:    # Relative to the base model, as in 'layers.3.mixer'; raises ValueError for another site
     "Name the module at which lm-eval steers a site."
     site, = model.sites(site)
     name = None if site.pos is not None else _named(model, site)
@@ -103,7 +103,8 @@ def save_steering(
     "Write lm-eval's file for the model `steered`."
     file = as_path(file)
     if file.suffix not in ('.pt', '.pth'):
-        raise ValueError(f"{file} ends in {file.suffix!r}, expected '.pt', by which lm-eval knows such a file")
+        raise ValueError(f"{file} ends in {file.suffix!r}, expected '.pt', by which lm-eval knows "
+                         "such a file")
     data = io.BytesIO()
     torch.save(steering_entries(model, edits, action), data)
     return write_file(file, data.getvalue())
