@@ -146,6 +146,7 @@ def planted_evidence(
     *,
     test:float=.5,  # Share of rows to test on
     seed:int=0,     # Seed of the split
+    site:str='0.resid', # Where they are said to be, for their names
 )->Evidence:        # raises ValueError for too few rows
     "Make features that fire exactly where some rules hold, with activation 1."
     rows = np.asarray(rows).astype(np.int64)
@@ -156,7 +157,7 @@ def planted_evidence(
         feature, cell = hold.nonzero()
         found = feature, cell, np.ones(len(cell), np.float32)
         return _firings(rows[part], real[part], found, len(rules), tokenizer)
-    setup = dict(site='planted', rows=len(rows), tokens=int(real.sum()), test=test, seed=seed,
+    setup = dict(site=site, rows=len(rows), tokens=int(real.sum()), test=test, seed=seed,
                  vocabulary=int(rows.max()) + 1)
     return Evidence(side(~mask), side(mask), setup)
 
