@@ -194,7 +194,7 @@ def test_published_layouts(tmp_path, make):
 
 @pytest.mark.parametrize('make,changes,words', [(blackmamba, dict(mamba_moe_layers=['r', '4', 'r', 'r4']), ['mamba_moe_layers', 'r4']), (blackmamba, dict(mamba_moe_layers=['r']), ['1 entries', '4']), (blackmamba, dict(swiglu='yes'), ['swiglu']),
     (blackmamba, dict(hidden_size=16), ['do not fit']), (blackmamba, dict(mamba_moe_layers=['r', '3', 'r', '1']), ['unexpected']), (dense, dict(deepnorm=True), ['deepnorm']), (dense, dict(query_key_dim='32'), ['query_key_dim']),
-    (dense, dict(num_attention_heads=0), ['num_attention_heads']), (dense, dict(hidden_size=60), ['hidden_size'])], ids=lambda o: str(o)[:40])
+    (dense, dict(num_attention_heads=0), ['num_attention_heads']), (dense, dict(hidden_size=96), ['do not fit'])], ids=lambda o: str(o)[:40])
 def test_wrong_settings(tmp_path, make, changes, words):
     refused(lambda: load_family(make(tmp_path, **changes)[0]), *words)
 

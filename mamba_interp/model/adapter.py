@@ -182,6 +182,6 @@ def _tap_block(part, taps, layer, halves):
     "Tap what enters a block, what its parts add and what it adds."
     if 'resid' in taps: _tap_input(part, taps['resid'], f'{layer}.resid')
     resid, site = part.input, f'{layer}.block_out'
-    if set(taps) & set(_HALVES): _tap_halves(part, taps, halves[layer], layer)
+    if set(taps) & set(_HALVES): _tap_halves(part, taps, halves[layer], layer, resid.shape[:2])
     if 'block_out' in taps:
         _tap_output(part, lambda out: resid + tapped(taps['block_out'], out - resid, site), site)

@@ -83,6 +83,10 @@ def _opened(name, tokenizer, until=None):
     where = str(folder if folder.is_dir() else name)
     try: config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except Exception as e: raise ValueError(_no_model(where, e)) from e
+    if config.model_type == 'llama' and hasattr(config, 'query_key_dim'):
+        raise ValueError(
+            f"{where!r} is a DenseRetNet under the name of a Llama (its configuration has a query_key_dim): open "
+            f"it by `load_family`")
     if until is not None: config = _shortened(config, until)
     if config.model_type == 'rwkv': config.rescale_every = 0
     try: inner = AutoModelForCausalLM.from_pretrained(where, config=config, trust_remote_code=False).eval()
