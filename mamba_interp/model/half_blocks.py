@@ -104,7 +104,8 @@ def _checked(layer, half, seen, block):
         why = f"what block {layer} adds is not the sum of {parts} ({off:.1e} off)"
         half = half._replace(mixers=(), mlps=(), why=why)
     mine = seen.get((layer, half.router))
-    good = mine is not None and isinstance(mine[1], tuple) and _chooses(block.get_submodule(half.router), mine[1])
+    tried = mine is not None and isinstance(mine[1], tuple)
+    good = tried and _chooses(block.get_submodule(half.router), mine[1])
     return half if good else half._replace(router='')
 
 # %% ../../nbs/model/27_half_blocks.ipynb #hlf00014
