@@ -66,7 +66,7 @@ def test_falcon_fields(tmp_path, falcon, change, words):
 SMALL = dict(vocab_size=61, hidden_size=16, num_hidden_layers=4, pad_token_id=0)
 HEADS = dict(num_attention_heads=2, num_key_value_heads=1, intermediate_size=24)
 JAMBA = HEADS | dict(num_experts=3, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=2, use_mamba_kernels=False)
-ZAMBA = dict(num_attention_heads=2, num_key_value_heads=2, attention_hidden_size=32, attention_head_dim=16, intermediate_size=24, mamba_d_state=4, mamba_dt_rank=2, n_mamba_heads=2, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1)
+ZAMBA = dict(num_attention_heads=2, num_key_value_heads=2, attention_hidden_size=32, attention_head_dim=16, intermediate_size=24, mamba_d_state=4, mamba_dt_rank=2, n_mamba_heads=2, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=0)
 HYBRIDS = dict(Jamba=JAMBA, Zamba=ZAMBA, Mistral=HEADS, GraniteMoeHybrid=HEADS | dict(num_local_experts=3, num_experts_per_tok=2, residual_multiplier=.5, shared_intermediate_size=24, layers_block_type=['mamba', 'attention']*2,
     mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_n_groups=1, mamba_expand=2), Rwkv=dict(attention_hidden_size=16, rescale_every=0), GPT2=dict(num_attention_heads=2))
 
@@ -194,7 +194,7 @@ def test_published_layouts(tmp_path, make):
 
 @pytest.mark.parametrize('make,changes,words', [(blackmamba, dict(mamba_moe_layers=['r', '4', 'r', 'r4']), ['mamba_moe_layers', 'r4']), (blackmamba, dict(mamba_moe_layers=['r']), ['1 entries', '4']), (blackmamba, dict(swiglu='yes'), ['swiglu']),
     (blackmamba, dict(hidden_size=16), ['do not fit']), (blackmamba, dict(mamba_moe_layers=['r', '3', 'r', '1']), ['unexpected']), (dense, dict(deepnorm=True), ['deepnorm']), (dense, dict(query_key_dim='32'), ['query_key_dim']),
-    (dense, dict(num_attention_heads=0), ['num_attention_heads']), (dense, dict(hidden_size=60), ['hidden_size'])], ids=lambda o: str(o)[:40])
+    (dense, dict(num_attention_heads=0), ['num_attention_heads']), (dense, dict(hidden_size=96), ['do not fit'])], ids=lambda o: str(o)[:40])
 def test_wrong_settings(tmp_path, make, changes, words):
     refused(lambda: load_family(make(tmp_path, **changes)[0]), *words)
 

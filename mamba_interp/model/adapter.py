@@ -31,7 +31,7 @@ class Adapter:
         model,             # A `transformers` causal language model, or the name or folder of one
         tokenizer=None,    # Its tokenizer; None takes the one beside the weights of a named model
         remote:bool=False, # Run on NDIF? The name is then opened by `nnsight.LanguageModel`
-        until:int=None,    # Keep the first so many blocks; a call then returns the residual stream behind them
+        until:int=None,    # Keep the first so many blocks; a call then returns what they leave
     ):                     # raises ValueError for what is no such model
         import nnsight
         named = isinstance(model, (str, Path))
@@ -142,7 +142,8 @@ def generate(self,
     attention_mask:Tensor=None, # (b t) 0 for padding before a prompt
 )->Tensor:                # (b t+n)
     "Continue `tokens`, reading the whole text anew for each: any architecture, any taps."
-    if self.until is not None: raise ValueError(f"this adapter has the first {self.until} blocks alone: it has no logits")
+    if self.until is not None:
+        raise ValueError(f"this adapter has the first {self.until} blocks alone: it has no logits")
     tokens = check_tokens(tokens, self.config.vocab_size, None if self.remote else self.device)
     real = check_mask(attention_mask, tokens, to_end=True)
     pick, length = _picker(tokens, n, temperature, seed), tokens.shape[1]
@@ -182,6 +183,6 @@ def _tap_block(part, taps, layer, halves):
     "Tap what enters a block, what its parts add and what it adds."
     if 'resid' in taps: _tap_input(part, taps['resid'], f'{layer}.resid')
     resid, site = part.input, f'{layer}.block_out'
-    if set(taps) & set(_HALVES): _tap_halves(part, taps, halves[layer], layer)
+    if set(taps) & set(_HALVES): _tap_halves(part, taps, halves[layer], layer, resid.shape[:2])
     if 'block_out' in taps:
         _tap_output(part, lambda out: resid + tapped(taps['block_out'], out - resid, site), site)

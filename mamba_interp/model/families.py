@@ -29,10 +29,11 @@ def _config(kind, fields, where):
     extra = sorted(set(fields) - set(known))
     missing = [k for k, o in known.items() if o.default is dataclasses.MISSING and k not in fields]
     if extra or missing:
-        raise ValueError(f"{where}: a {made.__name__} has no {extra[:3]} and needs {missing[:3]}; its fields are "
-                         f"{', '.join(known)}")
+        raise ValueError(f"{where}: a {made.__name__} has no {extra[:3]} and needs {missing[:3]}; its fields "
+                         f"are {', '.join(known)}")
     for k, value in fields.items():
-        if known[k].type is int: whole_number(value, f'{where}: {k}', 0 if 'multiple' in k or 'inner' in k else 1)
+        least = 0 if 'multiple' in k or 'inner' in k else 1
+        if known[k].type is int: whole_number(value, f'{where}: {k}', least)
     return made(**fields)
 
 # %% ../../nbs/model/35_families.ipynb #fam00006
@@ -44,8 +45,8 @@ def _from_blackmamba(raw, where):
     layers = [str(o) for o in raw['mamba_moe_layers']]
     odd = [o for o in layers if o != 'r' and not (o.isdigit() and int(o))]
     if odd or len(layers) != raw['num_layers']:
-        raise ValueError(f"{where}: mamba_moe_layers has {len(layers)} entries with {odd[:3]} among them, expected "
-                         f"{raw['num_layers']}, each 'r' or a number of experts")
+        raise ValueError(f"{where}: mamba_moe_layers has {len(layers)} entries with {odd[:3]} among them, "
+                         f"expected {raw['num_layers']}, each 'r' or a number of experts")
     names = dict(vocab_size='vocab_size', hidden_size='hidden_size', ffn_size='ffn_hidden_size',
                  state_size='state_size', conv_kernel='conv_dimension', expand='expansion_factor',
                  bias='add_bias_linear', gated='swiglu')
@@ -61,11 +62,14 @@ def _blackmamba_name(name):
 # %% ../../nbs/model/35_families.ipynb #fam00007
 def _from_dense(raw, where):
     "Sizes that a `config.json` of DenseRetNet means."
-    same = 'vocab_size', 'hidden_size', 'query_key_dim', 'num_hidden_layers', 'num_attention_heads', 'v_factor'
+    same = ('vocab_size', 'hidden_size', 'query_key_dim', 'num_hidden_layers', 'num_attention_heads',
+            'v_factor')
     fields_of(raw, where, dict.fromkeys(same, int))
-    if raw.get('deepnorm'): raise ValueError(f"{where}: deepnorm is {raw['deepnorm']!r}, and only false is known")
+    if raw.get('deepnorm'):
+        raise ValueError(f"{where}: deepnorm is {raw['deepnorm']!r}, and only false is known")
     fields = {k: raw[k] for k in same} | dict(dense_block_layers=raw.get('dense_block_layers', 1),
-        layer_norm_epsilon=raw.get('rms_norm_eps', 1e-6), tie_word_embeddings=raw.get('tie_word_embeddings', False))
+        layer_norm_epsilon=raw.get('rms_norm_eps', 1e-6),
+        tie_word_embeddings=raw.get('tie_word_embeddings', False))
     return _config('dense_retnet', fields, where)
 
 def _dense_name(name):
@@ -84,9 +88,10 @@ def _from_yaml(file):
     raw = raw.get('model', raw) if isinstance(raw, dict) else raw
     fields_of(raw, str(file), dict(d_model=int, n_layer=int, d_inner=int, vocab_size=int, layer=dict))
     layer = raw['layer']
-    odd = {k: layer[k] for k, v in dict(order=2, num_heads=1, num_blocks=1, inner_factor=1, outer_mixing=False,
-                                        post_order_ffn=False, normalized=False).items() if layer.get(k, v) != v}
-    if odd: raise ValueError(f"{file}: {odd} is no Hyena of order 2 with one head, the one that is known here")
+    plain = dict(order=2, num_heads=1, num_blocks=1, inner_factor=1, outer_mixing=False, post_order_ffn=False,
+                 normalized=False)
+    odd = {k: layer[k] for k, v in plain.items() if layer.get(k, v) != v}
+    if odd: raise ValueError(f"{file}: {odd} is no Hyena of order 2 with one head, the only one known here")
     names = dict(longest=('l_max', 2048), filter_order=('filter_order', 64), position_size=('emb_dim', 33),
         inner_layers=('num_inner_mlps', 2), frequency=('w', 1), modulate=('modulate', True),
         short=('short_filter_order', 3))
@@ -103,8 +108,8 @@ def _hyena_name(name):
 def _read(folder):
     "Configuration of a folder, and its tensors under our names; None for a Mamba."
     sheets = sorted([*folder.glob('*.yaml'), *folder.glob('*.yml')])
-    if not (folder/'config.json').exists() and sheets: return _from_yaml(sheets[0]), _renamed(folder, _hyena_name)
     if not (folder/'config.json').exists():
+        if sheets: return _from_yaml(sheets[0]), _renamed(folder, _hyena_name)
         raise FileNotFoundError(f"{folder} has neither a config.json nor the .yaml of a Hyena, which its "
                                 f"checkpoint does not hold: put the configuration beside the weights")
     raw, where = read_json(folder/'config.json', largest=2**24), str(folder/'config.json')

@@ -68,7 +68,7 @@ def choose_again(
     copied = copy.copy(router)
     copied._parameters = dict(router._parameters, weight=torch.eye(logits.shape[-1]).to(logits))
     copied.hidden_dim = logits.shape[-1]
-    return copied(logits)
+    return type(router).forward(copied, logits) # `nnsight` may have put another forward on the module itself
 
 def _chooses(router, seen):
     "Does `choose_again` give what the router gave?"
@@ -104,7 +104,8 @@ def _checked(layer, half, seen, block):
         why = f"what block {layer} adds is not the sum of {parts} ({off:.1e} off)"
         half = half._replace(mixers=(), mlps=(), why=why)
     mine = seen.get((layer, half.router))
-    good = mine is not None and isinstance(mine[1], tuple) and _chooses(block.get_submodule(half.router), mine[1])
+    tried = mine is not None and isinstance(mine[1], tuple)
+    good = tried and _chooses(block.get_submodule(half.router), mine[1])
     return half if good else half._replace(router='')
 
 # %% ../../nbs/model/28_half_blocks.ipynb #hlf00014
@@ -126,11 +127,11 @@ def _tap_router(part, tap, shape, site):
     part.output = choose_again(part._module, new)
 
 # %% ../../nbs/model/28_half_blocks.ipynb #hlf00015
-def _tap_halves(block, taps, half, layer):
+def _tap_halves(block, taps, half, layer, shape):
     "Tap the parts of a block, in the order in which they run."
     find = lambda path: reduce(getattr, path.split('.'), block)
     if 'mixer_out' in taps:
         _tap_sum([find(o) for o in half.mixers], taps['mixer_out'], half.scale, f'{layer}.mixer_out')
-    if 'router' in taps: _tap_router(find(half.router), taps['router'], block.input.shape[:2], f'{layer}.router')
+    if 'router' in taps: _tap_router(find(half.router), taps['router'], shape, f'{layer}.router')
     if 'mlp_out' in taps:
         _tap_sum([find(o) for o in half.mlps], taps['mlp_out'], half.scale, f'{layer}.mlp_out')

@@ -89,7 +89,8 @@ class HyenaConfig:
 
 # %% ../../nbs/model/33_hyena.ipynb #hyn00009
 _TABLE = dict(resid=SITES['resid'], norm=SITES['norm'],
-    gate=SiteInfo('b t e', 'x⁰, by which the output is gated'), x=SiteInfo('b t e', 'x¹, by which the input is gated'),
+    gate=SiteInfo('b t e', 'x⁰, by which the output is gated'),
+    x=SiteInfo('b t e', 'x¹, by which the input is gated'),
     v=SiteInfo('b t e', 'the value'), u=SiteInfo('b t e', '`x` times `v`: what the long filter reads'),
     filter=OTHER_SITES['filter'],
     attention=SiteInfo('b t s e', SITES['attention'].meaning),

@@ -107,9 +107,9 @@ class MoEMamba(Stack):
     def __init__(self,
         config:MoEMambaConfig # Its sizes
     ):
-        names = dict(hidden_size='hidden_size', state_size='state_size', conv_kernel='conv_kernel', expand='expand',
-                     use_bias='bias', vocab_size='vocab_size', layer_norm_epsilon='layer_norm_epsilon')
-        inner = _configured('mamba', {k: getattr(config, v) for k, v in names.items()}, 'MoEMambaConfig')
+        same = 'vocab_size', 'hidden_size', 'state_size', 'conv_kernel', 'expand', 'layer_norm_epsilon'
+        fields = {k: getattr(config, k) for k in same} | dict(use_bias=config.bias)
+        inner = _configured('mamba', fields, 'MoEMambaConfig')
         blocks = [_MambaLayer(inner) if o == 'r' else ExpertBlock(config, int(o)) for o in config.layers]
         super().__init__(config, blocks, nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon))
 

@@ -50,8 +50,8 @@ def _checked_model(model, named):
     every = getattr(config, 'rescale_every', 0) if getattr(config, 'model_type', '') == 'rwkv' else 0
     if 0 < every <= getattr(config, 'num_hidden_layers', 0):
         raise ValueError(
-            f"this RWKV halves its residual stream every {every} blocks, so that blocks no longer add up: set "
-            f"config.rescale_every = 0 before it is made or loaded")
+            f"this RWKV halves its residual stream every {every} blocks, so that blocks no longer add up: "
+            f"set config.rescale_every = 0 before it is made or loaded")
 
 # %% ../../nbs/model/27_opening.ipynb #opn00010
 def _shortened(config, until):
@@ -83,6 +83,10 @@ def _opened(name, tokenizer, until=None):
     where = str(folder if folder.is_dir() else name)
     try: config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except Exception as e: raise ValueError(_no_model(where, e)) from e
+    if config.model_type == 'llama' and hasattr(config, 'query_key_dim'):
+        raise ValueError(
+            f"{where!r} is a DenseRetNet under the name of a Llama (its configuration has a query_key_dim): "
+            f"open it by `load_family`")
     if until is not None: config = _shortened(config, until)
     if config.model_type == 'rwkv': config.rescale_every = 0
     try: inner = AutoModelForCausalLM.from_pretrained(where, config=config, trust_remote_code=False).eval()
@@ -103,4 +107,5 @@ def _no_model(where, error):
         return (f"{where!r} asks to run code of its own (its configuration has an auto_map), which is never "
                 f"done here: models of `transformers` open by `Adapter`, and RetNet, Hyena, BlackMamba and "
                 f"DenseMamba checkpoints by `load_family`")
-    return f"transformers cannot open {where!r} as a causal language model ({type(error).__name__}: {text[:160]})"
+    kind = type(error).__name__
+    return f"transformers cannot open {where!r} as a causal language model ({kind}: {text[:160]})"
