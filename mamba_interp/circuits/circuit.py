@@ -132,6 +132,7 @@ def _combined(a, b, sign, combine):
     how = dict(method=f"({methods[0]}) {sign} ({methods[1]})", of=[a.how, b.how])
     return Circuit(a.graph, combine(a.keep, b.keep), how)
 
+# %% ../../nbs/circuits/52_circuit.ipynb #cdf59079
 def _combines(sign, combine): return lambda self, other: _combined(self, other, sign, combine)
 
 # %% ../../nbs/circuits/52_circuit.ipynb #3b4ddc11

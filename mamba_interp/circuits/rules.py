@@ -192,6 +192,7 @@ def scan_by_step(self, *args, **options):
     "Scan as Mamba-1 does, token by token."
     return scan_by_step(*args, **options, **_steps(self))
 
+# %% ../../nbs/circuits/10_rules.ipynb #8767f49d
 @patch_to(Secant)
 def scan_heads_by_step(self, *args, **options):
     "Scan as Mamba-2 does, token by token."

@@ -113,6 +113,7 @@ def _missed(seen, target, by, n):
             f"of the {len(seen)} sizes measured the best, {best} of {n} edges, has {seen[best][0]:.3g} "
             f"where it was found and {seen[best][1]:.3g} on the other set{more}")
 
+# %% ../../nbs/circuits/64_search.ipynb #03612128
 def _check(graph, find, held_out, fresh, target, by):
     real_number(target, 'the target')
     check_measure(by)

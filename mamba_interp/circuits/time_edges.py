@@ -26,6 +26,7 @@ def _write(dt, value, B):
     if dt.shape == value.shape: return dt*value, B
     return dt[..., None]*value.unflatten(-1, (dt.shape[-1], -1)), B
 
+# %% ../../nbs/circuits/55_time_edges.ipynb #c6fd1616
 def _writes(p, l, first, cut):
     "What each token writes, as Δ v and B: in the run `first`, and in the other; `cut` holds Δ and B."
     here = [first[Site(k, l)] for k in TIME_SITES]

@@ -73,6 +73,7 @@ class _Again(Exception):
         super().__init__(reason)
         self.seconds = seconds
 
+# %% ../../nbs/features/16_chat.ipynb #6ef6d925
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args): return None
 

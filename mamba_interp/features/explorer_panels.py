@@ -139,6 +139,7 @@ def _sentence(self, index):
     "Return a feature's explanation as the end of its line; '' without one."
     return f' {self.said[index].text}' if self.said is not None and index in self.said else ''
 
+# %% ../../nbs/features/33_explorer_panels.ipynb #bef9e756
 @patch_to(_Panels)
 def _wanted(self):
     "List features: first those whose explanation holds the words that are searched for."

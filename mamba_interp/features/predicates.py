@@ -61,6 +61,7 @@ def _letters(part):
     letters = len(part) > 1 and part.isascii() and part.isalpha()
     return int.from_bytes(part.lower().encode()) if letters else -1
 
+# %% ../../nbs/features/11_predicates.ipynb #baa030fb
 def _said_letters(code): return int(code).to_bytes(3).strip(b'\0').decode()
 
 def _ending(word, n):
@@ -153,6 +154,7 @@ def _pair_said(tokenizer, code):
     first, second = (_token_said(tokenizer, o) for o in divmod(int(code), _PAIR))
     return f'{second} after {first}'
 
+# %% ../../nbs/features/11_predicates.ipynb #fa9affb2
 def _names(table): return lambda tokenizer, i: list(table)[int(i)]
 
 def _place_said(tokenizer, i): return str(i + 1) if i < 8 else f'{i + 1}–{2*i}'

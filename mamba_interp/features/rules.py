@@ -40,6 +40,7 @@ class _Index:
 @patch_to(_Index)
 def condition(self, kind, dense): return Condition(kind, tuple(sorted(self.names[kind][dense].tolist())))
 
+# %% ../../nbs/features/12_rules.ipynb #f793b326
 @patch_to(_Index)
 def cells(self, kind, dense, among=None):
     "Return the cells on which a trait takes some dense values, of those in `among`."

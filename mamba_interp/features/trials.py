@@ -32,6 +32,7 @@ def _window(firings, row, pos, size, rng):
 
 def _silent(fires, window, row): return not fires[row, slice(*window)].any()
 
+# %% ../../nbs/features/14_trials.ipynb #4a9d01f3
 def _drawn(firings, cells, size, rng, n, kind, fires):
     "Return `n` windows around some of the cells, in which the feature does not fire."
     out = []
@@ -88,6 +89,7 @@ def _alike(firings, trial, silent, frequency):
 
 def _at(trial, place): return min(trial.start + place, trial.stop - 1)
 
+# %% ../../nbs/features/14_trials.ipynb #f031d5ea
 def _beside(trial, fires, rng):
     "Mark another token of a window, on which the feature is silent; None if it fires on all."
     places = [i for i in range(trial.start, trial.stop) if not fires[trial.row, i]]

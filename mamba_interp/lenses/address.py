@@ -73,6 +73,7 @@ def pairs(self,
     "Return what each part of C with each part of B adds to the attention."
     return torch.einsum('gqn,gn,gkn->qk', self.query, _gains(self, channels, toward), self.key)
 
+# %% ../../nbs/lenses/17_address.ipynb #bcda528f
 @patch_to(Address)
 def by_state(self,
     channels=None, # As for `weights`
@@ -109,6 +110,7 @@ def _by_writer(model, tokens, layer, resid):
     seen = record(model, tokens, sites)
     return sites, torch.stack([seen[o][0] for o in sites], 1).double()
 
+# %% ../../nbs/lenses/17_address.ipynb #80c9da87
 def _by_feature(sae):
     "The same for the features of an SAE; all its features at every token."
     def split(model, tokens, layer, resid):

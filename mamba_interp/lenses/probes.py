@@ -43,6 +43,7 @@ def accuracy(self,
     right = self.right if one_of(of, 'of', ('labels', *self.controls)) == 'labels' else self.controls[of]
     return share_estimate(int(right.sum()), len(right), coverage)
 
+# %% ../../nbs/lenses/18_probes.ipynb #f539421a
 @patch_to(Probe)
 def selectivity(self,
     against='shuffled', # 'shuffled', 'majority' or 'raw'

@@ -134,6 +134,7 @@ def prompt_keys(
     "Return what tells the clean prompts of a task from others."
     return frozenset(map(tuple, task.clean.tolist()))
 
+# %% ../../nbs/lenses/14_site_parts.ipynb #1af705b2
 @torch.no_grad()
 def difference_subspace(
     model,      # A `Mamba` or an `Adapter`

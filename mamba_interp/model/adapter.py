@@ -60,6 +60,7 @@ def halves(self):
         self._halves = half_blocks(self.inner, self.inner.get_submodule(self._paths['layers']))
     return self._halves or []
 
+# %% ../../nbs/model/29_adapter.ipynb #5c2690e0
 @patch_to(Adapter)
 def _has(self, site):
     "Does this model have a site of the table?"

@@ -34,6 +34,7 @@ def _named(block, names):
 
 def _is_router(module): return type(module).__name__.lower().endswith('topkrouter')
 
+# %% ../../nbs/model/28_half_blocks.ipynb #c2cda9cf
 def _guess(block, scale):
     "The parts of a block, by name alone."
     mixers, mlps = _named(block, _MIXERS), _named(block, _MLPS)
@@ -120,6 +121,7 @@ def _tap_sum(parts, tap, scale, site):
     new = tapped(tap, sum(outs)*scale, site)
     _put_output(parts[-1], new/scale - sum(outs[:-1]))
 
+# %% ../../nbs/model/28_half_blocks.ipynb #1b5ec8a5
 def _tap_router(part, tap, shape, site):
     "Tap the logits of the experts, and let the router choose again."
     logits = part.output[0]

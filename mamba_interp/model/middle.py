@@ -27,6 +27,7 @@ def _takes(*tensors):
 
 def _real(x): return torch.float64 if x.dtype == torch.float64 else torch.float32
 
+# %% ../../nbs/model/11_middle.ipynb #baba154c
 def _half(*tensors): return [int(x is not None and x.dtype == torch.bfloat16) for x in tensors]
 
 def _rows(x): return x if x.stride(-1) == 1 else x.contiguous()

@@ -44,6 +44,7 @@ def device(self): return self.embeddings.weight.device
 @patch_to(Stack, as_prop=True)
 def dtype(self): return self.embeddings.weight.dtype
 
+# %% ../../nbs/model/30_stack.ipynb #d797f70d
 @patch_to(Stack)
 def sites(self,
     pattern='*' # '*.resid', a `Site`, or a list of these

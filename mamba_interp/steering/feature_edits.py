@@ -207,6 +207,7 @@ def reach(
     share = mean_estimate(where.double().mean(1), bounds=(0, 1), share=False)
     return Reach(where, share, mean_estimate(each[where.any(1)].double(), share=False))
 
+# %% ../../nbs/steering/11_feature_edits.ipynb #bba85238
 def _moved(old, new):
     "(b t) relative change."
     return (new - old).flatten(2).norm(dim=2)/old.flatten(2).norm(dim=2).clamp(min=1e-30)

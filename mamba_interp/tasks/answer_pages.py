@@ -110,6 +110,7 @@ def _failed(found, most):
         ' whose right answer is least likely first; the JSON file has all.',
         ['question', 'group', 'prompt', 'right', 'given', 'log p of the right answer'], rows)
 
+# %% ../../nbs/tasks/31_answer_pages.ipynb #91f9f910
 def _short(text, most): return text if len(text) <= most else f'…{text[-most:]}'
 
 # %% ../../nbs/tasks/31_answer_pages.ipynb #598fa94a
