@@ -87,7 +87,8 @@ def ends_of(
     scale = abs(whole).mean() + abs(bottom).mean()
     if abs(whole.mean() - bottom.mean()) > 1e-6*scale: return bottom, whole
     raise ValueError(f'ablating every edge leaves the mean metric at {whole.mean():.4g}, '
-                     'so faithfulness is not defined; choose prompts, or a metric, on which the clean and the corrupt run differ')
+                     'so faithfulness is not defined; choose prompts, or a metric, on which the clean '
+                     'and the corrupt run differ')
 
 # %% ../../nbs/circuits/66_faithfulness.ipynb #0fb9dba4
 def kept_share(

@@ -139,7 +139,7 @@ def minimality_test(
     how='paths',   # Inflate by a random path ('paths') or by one edge ('uniform')
     resampling:Resampling=Resampling(), # Witnesses and seed; the level is 1 − coverage
     progress:bool=False, # Show a progress bar?
-)->Verdict:        # Its statistic is the smallest share beaten; raises ValueError if there is nothing to compare
+)->Verdict:        # Its statistic is the smallest share beaten; ValueError if there is nothing to compare
     "Null, for each edge: it matters more than most random edges would (Shi et al. 2024)."
     from scipy.stats import binom
     mask, draws = circuit_mask(patcher, circuit), whole_number(draws, '`draws`')

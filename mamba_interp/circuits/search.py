@@ -91,7 +91,8 @@ class Minimal(NamedTuple):
         fresh = 'no fresh prompts were given' if 'reached_fresh' not in how else (
             f"on fresh prompts, which chose nothing, {by} {how['reached_fresh']:.3g}")
         return (f"{n} of {len(self.circuit.graph):,} edges reach {by} {how['target']:g} "
-                f"({how['reached']:.3g} and {how['reached_held_out']:.3g} on the two sets that chose the size; "
+                f"({how['reached']:.3g} and {how['reached_held_out']:.3g} on the two sets that chose the "
+                f"size; "
                 f"{fresh}); {every}"
                 + (f"; {how['tie']}" if 'tie' in how else ''))
 

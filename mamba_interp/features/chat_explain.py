@@ -79,7 +79,8 @@ def judge_prompt(
     asked = ('In which of these is the marked token (between << and >>) one on which it fires? Which'
              if fuzz else 'Which of these examples hold a token on which it fires? Which')
     said = json.dumps(text, ensure_ascii=False)
-    return '\n'.join([f'A feature of a language model is explained as: {said}', f'{asked} do not?', _DATA, *(line(i, o) for i,o in enumerate(trials)),
+    about = f'A feature of a language model is explained as: {said}'
+    return '\n'.join([about, f'{asked} do not?', _DATA, *(line(i, o) for i,o in enumerate(trials)),
                       f'Answer with a list of {len(trials)} numbers only, 1 for yes and 0 for no.'])
 
 def _read_answers(answer, n):

@@ -157,7 +157,8 @@ def _list(self):
         if self.found is None: return
         some, o = self._wanted(), self.found
         self.listed.options = [
-            (f'{i:>5} {o.density[i].item():7.2%} {o.max[i].item():6.2f} {self._words[i]}{self._sentence(i)}', i)
+            (f'{i:>5} {o.density[i].item():7.2%} {o.max[i].item():6.2f} '
+             f'{self._words[i]}{self._sentence(i)}', i)
             for i in some]
         return (f'<p>{len(some):,} of {len(o):,} features: index, density, largest activation, '
                 'commonest token</p>')

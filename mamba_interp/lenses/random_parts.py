@@ -37,7 +37,8 @@ def among_subspaces(
     varied = int(torch.linalg.matrix_rank((rows - rows.mean(0)).double()))
     if varied < rank:
         raise ValueError(
-            f"{len(rows)} activations of {site} vary in {varied} dimensions, so no subspace of rank {rank} can "
+            f"{len(rows)} activations of {site} vary in {varied} dimensions, so no subspace of rank {rank} "
+            "can "
             "be drawn from them: take more prompts")
     bases = _mixtures(rows, rank, seed)
     return [_spanned(site, next(bases), f'random subspace {i}') for i in range(whole_number(n, 'n'))]

@@ -28,7 +28,7 @@ class WriteJacobian(NamedTuple):
 
 # %% ../../nbs/lenses/02_write_jacobian.ipynb #wri0009a
 def _selected_by(block, u):
-    "Derivatives of the low-rank Δ and of B by `u`: rows of `x_proj`, behind FalconMamba's norms where there are any."
+    "Derivatives of the low-rank Δ and of B by `u`: rows of `x_proj`, behind FalconMamba's norms if any."
     sizes = [block.rank, block.n, block.n]
     weights = block.x_proj.weight.detach().split(sizes)[:2]
     if block.selected_norms is None: return weights

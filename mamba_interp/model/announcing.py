@@ -134,7 +134,7 @@ def _known_site(key, known, sites):
 
 # %% ../../nbs/model/12_announcing.ipynb #2f3e0004
 def _check_tap(tap, site):
-    "Refuse what is no function, and a tap of `state` that counts tokens in `at`, since it sees one at a time."
+    "Refuse what is no function, and a tap of `state` that counts tokens in `at`: it sees one at a time."
     if not callable(tap):
         raise ValueError(f"the tap at {site} is {type(tap).__name__}, expected a function of a tensor")
     if site.name != 'state': return

@@ -153,7 +153,7 @@ def step(self, dt, taps):
 
 @patch_to(Mamba1Block)
 def select(self, u, taps, apart):
-    "Value, skip, Δ (before its softplus unless steps are taken apart), B and C, each from its own clone of `u`."
+    "Value, skip, Δ (before its softplus unless steps are `apart`), B and C, each from a clone of `u`."
     *clones, value, skip = [self.say(f'to_{k}', u, taps) for k in ('dt', 'B', 'C', 'value', 'skip')]
     sizes = [self.rank, self.n, self.n]
     if all(o is u for o in clones): low, B, C = self.x_proj(u).split(sizes, -1)

@@ -122,7 +122,7 @@ def _number(value):
 # %% ../../nbs/model/19_config_files.ipynb #96ff43ea
 def config_of(
     folder:Path # With a `config.json` of `transformers` or `mamba_ssm`
-):              # `MambaConfig`, `Mamba2Config` or `FalconMambaConfig`; raises ValueError, naming file and field, for anything else
+):              # A `transformers` configuration; raises ValueError, naming file and field, for anything else
     "Read the configuration of a checkpoint."
     file = Path(folder)/'config.json'
     raw, where = read_json(file, largest=2**24), str(file)

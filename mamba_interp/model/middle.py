@@ -143,7 +143,8 @@ def _gated_back(lib, u, skip, dt, A, B, C, D, z, h, y, starts, g, glast):
     gA, gD, gh = A.new_zeros(chunks, n, e), A.new_empty(chunks, e), A.new_empty(b, n, e)
     given = u, dt, A, B, C, h, starts, g, glast
     made = gu, gdt, gA, gB, gC, gh
-    _call(lib, 'scan_backward', (*given, *made, z, D, skip, y, gz, gD, gskip), [*numbers, group, chunk, *more])
+    arrays = *given, *made, z, D, skip, y, gz, gD, gskip
+    _call(lib, 'scan_backward', arrays, [*numbers, group, chunk, *more])
     return gu, gskip, gdt, gA[0], gB[0], gC[0], gD[0], gz, None if h is None else gh
 
 # %% ../../nbs/model/11_middle.ipynb #mid00019
@@ -194,7 +195,8 @@ def _agrees(lib):
     conv = [draw(*o) for o in (wide, (e, 4), (e,), (b, 3, e), wide)]
     scan = [draw(*o) for o in (wide, wide, (e, n), few, few, (e,), wide, wide, state, wide, state)]
     scan[2] = -scan[2].abs() - .1
-    apart = lambda u, dt, A, B, C, D, skip, z, h: (u, skip, dt, A.T.contiguous(), B, C, D, z, h.transpose(1, 2).contiguous())
+    turned = lambda h: h.transpose(1, 2).contiguous()
+    apart = lambda u, dt, A, B, C, D, skip, z, h: (u, skip, dt, A.T.contiguous(), B, C, D, z, turned(h))
     def gated(*args):
         out, last = _GatedScan.apply(lib, args[0].dtype, *apart(*args))
         return out, last.transpose(1, 2)

@@ -81,7 +81,8 @@ def edit_half_life(
     "Estimate after how many tokens half of what an edit does is gone."
     curves, seed = numbers(curves, 'curves'), whole_number(seed, 'seed', 0)
     if curves.ndim != 2 or 0 in curves.shape or (curves < 0).any():
-        raise ValueError(f"curves have shape {curves.shape}, expected sizes (k b) of at least 0, one for each "
+        raise ValueError(f"curves have shape {curves.shape}, expected sizes (k b) of at least 0, one for "
+                         "each "
                          "token and text")
     life, n = lambda o: half_life(o[o.argmax():]), curves.shape[1]
     value, about = life(curves.mean(1)), dict(n=n, seed=seed)

@@ -43,7 +43,8 @@ ATTRIBUTES = dict(
 # %% ../../nbs/tasks/11_small_world.ipynb #wide0002
 _PEOPLE_BUILDS = (
     '[V] is the {0} of [S].', "[V] is [S]'s {0}.", 'As for [S], the {0} is [V].',
-    'The {0} that [S] has is [V].', 'For [S] the {0} is [V].', 'It is [V] who is the {0} of [S].', 'We know that the {0} of [S] is [V].',
+    'The {0} that [S] has is [V].', 'For [S] the {0} is [V].',
+    'It is [V] who is the {0} of [S].', 'We know that the {0} of [S] is [V].',
     'People say that [V] is the {0} of [S].', '[S] said: my {0} is [V].')
 _ATTRIBUTE_BUILDS = (
     'As for [S], the {0} is {1}.', 'The {0} that [S] has is {1}.', 'For [S] the {0} is {1}.',
