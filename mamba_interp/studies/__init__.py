@@ -11,6 +11,7 @@ from ..report import face
 # %% ../../nbs/studies/index.ipynb #face7004
 __getattr__, __dir__, __all__ = face(__name__, dict(
     study_cards=['PLOTLY', 'Cards', 'Study', 'read_study', 'small_figure', 'studies_in', 'study_cards'],
+    how_do_i=['run_in_chunks'],
     ioi=['Step', 'crosstalk_set', 'crosstalk_taps', 'lag_effects', 'logit_terms'],
     ioi_names=['NameAverages', 'name_averages', 'swap_taps'],
     ioi_circuit=['AtLayer', 'at_layer', 'published_counts'],
@@ -20,4 +21,5 @@ __getattr__, __dir__, __all__ = face(__name__, dict(
                       'promoted_words', 'recall_ends', 'recall_prompts'],
     one_layer=['KS', 'LAMBDAS', 'ONE_LAYER_RECIPE', 'WIDTHS', 'RootSAE', 'grid', 'one_layer', 'text_batches'],
     benchmarks=['Quartiles', 'add_sections', 'compare', 'machine', 'quartiles', 'speedup', 'threads',
-                'without_memory_settings']))
+                'without_memory_settings'],
+    benchmarks_analyses=['forward_and_backward']))
