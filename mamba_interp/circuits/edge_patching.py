@@ -76,7 +76,6 @@ class EdgePatcher:
         self._keeps = self._fits()
         self.means = self._mean() if how == 'mean' else None
         if self.batch >= len(task): self.source, self.resid, self.change
-
     source = cached_property(_carried)
     _seen = cached_property(_recorded)
     change = cached_property(_changes)

@@ -60,12 +60,14 @@ def normed(self, resid, taps):
 # %% ../../nbs/model/14_block.ipynb #blk00001
 _CONV_PARTS = 'conv_lag', 'conv'                                    # Sites inside `conv_silu`
 _SCAN_PARTS = 'dt', 'state', 'attention', 'y', 'ssm_out', 'gate'    # Sites inside `gated_scan`
+_SCAN = Rules.scan
 
 @patch_to(_Block)
 def apart(self, names, taps):
     "Whether the steps between these sites have to be taken one by one: for a tap, a hook or other rules."
     # a run through the states can be differentiated twice and forward, which what is compiled cannot
-    return type(self.rules) is not Rules or 'state' in taps or self.heard(names, taps)
+    other = type(self.rules) is not Rules or self.rules.scan is not _SCAN
+    return other or 'state' in taps or self.heard(names, taps)
 
 # %% ../../nbs/model/14_block.ipynb #592f58e2
 @patch_to(_Block)

@@ -168,8 +168,7 @@ def run(self,
     taps = sort_taps(taps, self._sites, resid.shape[1], span)
     layers = self._which(layers)
     self._check_past(past, len(resid))
-    missed = set(taps) - set(layers)
-    if missed:
+    if missed := set(taps) - set(layers):
         raise ValueError(
             f"taps in blocks {sorted(missed, key=str)}, not visited by this run of blocks {list(layers)}")
     return self._run(resid, taps, layers, past, real)
