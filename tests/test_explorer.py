@@ -132,6 +132,7 @@ def test_clamping_shows_what_a_direct_run_gives(tab, direct, tmp_path):
     assert (off.probs - base.probs).abs().sum() > .01
     tab.get_by_role('button', name='clamp').click()
     shows(tab, 'changed', f'With {SITE}/{index} at ')
+    shows(tab, 'odds', re.compile(r'at [0-9]'))
     title = re.search(r'at ([\d.e+]+)', panel(tab, 'odds').inner_text())
     assert float(title[1]) > 0
     before = panel(tab, 'odds').inner_text()

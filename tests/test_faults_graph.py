@@ -199,9 +199,19 @@ def test_an_adapter_is_told_what_it_lacks():
                      lambda: path_patch(adapter, TASK, ['0.block_out -> final_resid']), lambda: path_effects(adapter, TASK), lambda: integrate_activations(adapter, TASK),
                      lambda: cut_sums(adapter, TASK, {}), lambda: calibrate(adapter, TASK, {})):
             one_sentence(call, 'needs a `Mamba`', 'Mamba.load' if name == 'mamba' else 'patch_effects')
-    one_sentence(lambda: Graph.of(FalconMambaConfig()), 'falcon_mamba')
     one_sentence(lambda: Graph.of(BambaConfig()), 'bamba')
     for odd in (None, 'house', torch.nn.Linear(2, 2), dict(), MODELS[1].lm_head): one_sentence(lambda: Graph.of(odd), 'needs a `Mamba`')
+
+def test_a_falcon_mamba_has_a_graph():
+    "Its norms on Δ, B and C are inside the edges: all patched give the corrupt run, none the clean one, and scores add up."
+    model = Mamba.tiny(kind='falcon_mamba').double().requires_grad_(False)
+    clean, corrupt = torch.randint(1, 61, (2, 4, 6), generator=torch.Generator().manual_seed(0))
+    task = Task(clean, corrupt, clean[:, 0], corrupt[:, 0], dict(end=torch.full((4,), 5)))
+    patcher = EdgePatcher(model, Graph.of(model, 6), task)
+    every = torch.ones(len(patcher.graph), dtype=torch.bool)
+    torch.testing.assert_close(patcher.metric(every), task.logit_diff(task.run(model, which='corrupt')), rtol=0, atol=1e-10)
+    torch.testing.assert_close(patcher.metric(~every), task.logit_diff(task.run(model)), rtol=0, atol=1e-10)
+    assert abs(attribute(model, task, '*.resid').residual) < 1e-10
 
 def test_uninformative_metrics_are_named():
     "uninformative_metric"
