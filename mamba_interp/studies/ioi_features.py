@@ -38,8 +38,7 @@ class Sizes(NamedTuple):
     draws:np.ndarray  # (r w) for each ranking and each draw of the judging prompts; inf: not reached
     ranked:int        # Nodes there were
     best:float        # Most that any size kept
-    # The first size, of all, at which a set keeps it; None if not asked for, or if none does
-    exact:int=None
+    exact:int=None    # First size at which a set keeps it; None if not asked for, or if none does
     def over(self,
         base, # `Sizes` of the same draws
     )->tuple: # Ratio of sizes, low, high; inf where this one does not reach the target
@@ -50,11 +49,9 @@ class Sizes(NamedTuple):
 class SizeSearch(NamedTuple):
     "How sizes are looked for."
     targets:tuple=(.85,) # Shares of the metric
-    # Sizes, from half the first that keeps a target to twice the last; half as many find these
-    grid:int=16
+    grid:int=16          # Sizes, from half the first that keeps a target to twice the last
     rankings:int=6       # Resamples of the ranking prompts, one run for each size
-    # Of the judging prompts; what belongs together does so in the ranking too
-    resampling:Resampling=Resampling()
+    resampling:Resampling=Resampling() # Of the judging prompts; groups hold in the ranking too
 
 # %% ../../nbs/studies/16_ioi_features.ipynb #iofe0004
 def _order(scores, choices):
