@@ -15,6 +15,7 @@ author, copyright = settings['author'], settings['copyright']
 extensions = ['myst_nb']
 exclude_patterns = ['_quarto.yml']
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst'   # a table that a cell displays is a table
 smartquotes = False
 nb_mime_priority_overrides = [('html', 'text/html', 0)]
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'attrs_inline']

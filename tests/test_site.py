@@ -128,6 +128,7 @@ def tab(open_tab, address):
     page.close()
     assert not page.wrong, page.wrong
 
+SHOWN = "all => all.map(o => [o.getAttribute('href'), o.getClientRects().length > 0 && getComputedStyle(o).visibility != 'hidden'])"
 MARKS = """box => { const r = box.getBoundingClientRect(), marks = [...box.querySelectorAll('.plot path, .plot image, .plot rect, .heatmaplayer image, .trace path')]
   return r.width > 100 && r.height > 60 && marks.some(o => { const m = o.getBoundingClientRect(); return m.width + m.height > 2 }) }"""
 
@@ -147,11 +148,12 @@ def test_page_in_browser(name, address, tab):
     tab.evaluate("document.querySelectorAll(':is(main, article) details').forEach(o => o.open = true)")
     for strip in tab.query_selector_all('.token-strip'): assert strip.is_visible() and strip.inner_text().strip()
     for image in tab.query_selector_all('main img, article img'): assert image.evaluate('o => o.naturalWidth > 0')
-    links = [a.get_attribute('href') for a in tab.query_selector_all('.sidebar-tree a[href], #quarto-sidebar a[href]')]
+    found = tab.eval_on_selector_all('.sidebar-tree a[href], #quarto-sidebar a[href]', SHOWN)   # one call: each link is a round trip
+    links = [href for href,_ in found]
     places = [urlsplit(urljoin(f'/{names[name]}', o)).path.removeprefix('/') for o in links]
     places = [names[name] if o == '#' else p for o,p in zip(links, places)]
     assert [o for o in places if o in names.values() and o != 'index.html'] == [v for k,v in names.items() if k != 'index']
-    seen = {p for a,p in zip(tab.query_selector_all('.sidebar-tree a[href], #quarto-sidebar a[href]'), places) if a.is_visible()}
+    seen = {p for (_,visible),p in zip(found, places) if visible}
     fronts, shelf = {names[o] for o in names if o.endswith('/index')}, pages.shelf_of(name)
     assert fronts <= seen and seen & set(names.values()) - fronts - {'index.html'} == {v for k,v in names.items() if shelf and pages.shelf_of(k) == shelf} - fronts
 
